@@ -1,0 +1,1 @@
+"""Facts: what the source is. Everything here reads; nothing rewrites."""

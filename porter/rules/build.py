@@ -1,0 +1,218 @@
+"""Build one file of a port: from its roots, everything they need, each definition rewritten by the rules."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import libcst as cst
+
+from porter.facts.attention import uses_attention
+from porter.rules.engine import Context, Residue, names_in
+from porter.rules.fold import UNKNOWN, Facts, fold
+from porter.source import Definition, SourceModule, SourceTree
+from porter.targets import Symbols
+
+# Devices and packages that have their own path in diffusers; in the engine that is the platform's business.
+UNAVAILABLE = ("is_torch_xla_available", "is_torch_npu_available", "is_xformers_available", "torch.is_grad_enabled")
+MODELS = "diffusers.models."
+
+
+@dataclass
+class PortedFile:
+    """One file of a port, before it is written: nodes in order, imports by bound name, and what happened.
+
+    Attributes:
+        imports: bound name to (module, name); name None for ``import module``.
+        relative: names that come from another file of the family: name to its module stem.
+        sources: the source modules that the file was made from, the main one first.
+        vendored: names taken over because the target's diffusers lacks them.
+    """
+
+    nodes: list[Any] = field(default_factory=list)
+    imports: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+    relative: dict[str, str] = field(default_factory=dict)
+    sources: list[SourceModule] = field(default_factory=list)
+    residue: list[Residue] = field(default_factory=list)
+    applied: dict[str, int] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    vendored: list[str] = field(default_factory=list)
+
+
+Rewrite = Callable[[Definition, Context], Any]
+
+
+class Builder:
+    """Collects definitions from the roots outwards and rewrites each once.
+
+    Args:
+        tree: the diffusers sources.
+        symbols: what the target's packages offer.
+        rewrite: rewrites one definition; returns its node, or None to leave it out.
+        relative: names that another file of the family already holds.
+    """
+
+    def __init__(self, tree: SourceTree, symbols: Symbols, rewrite: Rewrite, relative: dict[str, str] | None = None):
+        self.tree, self.symbols, self.rewrite = tree, symbols, rewrite
+        self.file = PortedFile(relative={})
+        self._relative = relative or {}
+        self._done: dict[str, tuple[str, list[Any]]] = {}
+        self._order: dict[str, list[tuple[int, str]]] = {}
+        self._converts: dict[tuple[str, str], bool] = {}
+        self.specialised: dict[str, str] = {}
+
+    def build(self, roots: Iterable[Definition]) -> PortedFile:
+        for root in roots:
+            self._add(root)
+        for module in self._order:
+            for _, name in sorted(self._order[module]):
+                self.file.nodes += self._done[name][1]
+        return self.file
+
+    def _add(self, definition: Definition) -> None:
+        name = definition.name
+        if name in self._done:
+            held = self._done[name][0]
+            if held != definition.module.name:
+                reason = f"{name} is defined in {held} and in {definition.module.name}; the first is used"
+                self._context(definition).report(definition.first_line, reason, affects_results=True)
+            return
+        self._done[name] = (definition.module.name, [])
+        ctx = self._context(definition)
+        node = self.rewrite(definition, ctx)
+        if node is None:
+            return
+        extra = list(ctx.extra.values())
+        for needed in dict.fromkeys(n for item in [node, *extra] for n in names_in(item)):
+            self._need(needed, definition, ctx)
+        if definition.module not in self.file.sources:
+            self.file.sources.append(definition.module)
+        self._done[name][1].extend([*extra, node])
+        self._order.setdefault(definition.module.name, []).append((definition.first_line, name))
+        for rule, count in ctx.applied.items():
+            self.file.applied[rule] = self.file.applied.get(rule, 0) + count
+
+    def _context(self, definition: Definition) -> Context:
+        facts = module_facts(definition.module)
+        ctx = Context(self.tree, definition.module, definition, facts)
+        ctx.residue, ctx.dropped = self.file.residue, self.file.dropped
+        return ctx
+
+    def _need(self, name: str, definition: Definition, ctx: Context) -> None:
+        module = definition.module
+        if name in ctx.imports:
+            self._import(name, *ctx.imports[name])
+        elif name in self._relative and name not in self._done:
+            self.file.relative[name] = self._relative[name]
+        elif name in module.definitions and name not in module.guarded:
+            self._add(module.definitions[name])
+        elif name in module.guarded:
+            self._guarded(name, module)
+        elif name in module.imports:
+            bound = module.imports[name]
+            self._import(name, bound.module, bound.name)
+
+    def _import(self, bound: str, module: str, name: str | None) -> None:
+        if bound in self.file.imports or bound in self._done:
+            return
+        target = self.tree.resolve(module, name) if name and module.startswith("diffusers") else None
+        if target is None:
+            self.file.imports[bound] = (module, name)
+            return
+        if bound != target.name:
+            self.file.imports[bound] = (target.module.name, target.name)
+        elif self.must_inline(target):
+            if not self.converts(target):
+                self.file.vendored.append(f"{target.module.name}.{target.name}")
+            self._add(target)
+        else:
+            self.file.imports[bound] = (self._public_module(module, target), target.name)
+
+    def _public_module(self, module: str, target: Definition) -> str:
+        """The defining module, or the one that the source imported from where only that exists in the target."""
+        return target.module.name if self.symbols.has(target.module.name, target.name) else module
+
+    def must_inline(self, target: Definition) -> bool:
+        """Whether the port carries a definition itself: it needs conversion, or the target's diffusers lacks it."""
+        return self.converts(target) or not self.symbols.has(target.module.name, target.name)
+
+    def converts(self, definition: Definition) -> bool:
+        """Whether a definition computes attention, itself or through what it is made of."""
+        key = (definition.module.name, definition.name)
+        if not definition.module.name.startswith(MODELS) or ".autoencoders" in key[0] or ".unets" in key[0]:
+            return False
+        if key[0].endswith((".attention_dispatch", ".modeling_utils", ".cache_utils")):
+            return False
+        if key not in self._converts:
+            self._converts[key] = False  # a cycle does not convert by itself
+            self._converts[key] = uses_attention(definition) or any(
+                self.converts(other) for other in self._references(definition)
+            )
+        return self._converts[key]
+
+    def _references(self, definition: Definition) -> Iterable[Definition]:
+        module = definition.module
+        for node in ast.walk(definition.node):
+            if not isinstance(node, ast.Name) or node.id == definition.name:
+                continue
+            if node.id in module.definitions:
+                yield module.definitions[node.id]
+            elif node.id in module.imports:
+                bound = module.imports[node.id]
+                target = self.tree.resolve(bound.module, bound.name) if bound.name else None
+                if target is not None:
+                    yield target
+
+    def _guarded(self, name: str, module: SourceModule) -> None:
+        outer = module.guarded[name]
+        key = f"{module.name}:{outer.lineno}"
+        if key in self._done:
+            return
+        self._done[key] = (module.name, [])
+        text = "".join(module.lines[outer.lineno - 1 : outer.end_lineno])
+        folded = fold(cst.parse_module(text), module_facts(module))
+        definition = Definition(key, module, outer, outer.lineno, outer.end_lineno or outer.lineno)
+        ctx = self._context(definition)
+        for statement in folded.body:
+            absolute = statement.visit(AbsoluteImports(module))
+            self._done[key][1].append(absolute)
+            for needed in names_in(absolute):
+                if module.guarded.get(needed) is not outer:
+                    self._need(needed, definition, ctx)
+        self._order.setdefault(module.name, []).append((outer.lineno, key))
+
+
+class AbsoluteImports(cst.CSTTransformer):
+    """Makes relative imports inside functions and guards absolute."""
+
+    def __init__(self, module: SourceModule) -> None:
+        self.module = module
+
+    def leave_ImportFrom(self, original: cst.ImportFrom, updated: cst.ImportFrom) -> cst.ImportFrom:
+        if not updated.relative:
+            return updated
+        name = cst.Module([]).code_for_node(updated.module) if updated.module else None
+        target = self.module.absolute(ast.ImportFrom(module=name, names=[], level=len(updated.relative)))
+        return updated.with_changes(relative=(), module=cst.parse_expression(target))
+
+
+def module_facts(module: SourceModule) -> Facts:
+    """What is known in a module: packages that count as absent, and the flags that follow from them."""
+    calls: dict[str, Callable[[cst.Call], Any]] = {name: (lambda call: False) for name in UNAVAILABLE}
+    facts = Facts({}, calls)
+    flags: dict[str, Any] = {}
+    for name, outer in module.guarded.items():
+        if not isinstance(outer, ast.If):
+            continue
+        test = cst.parse_expression(ast.unparse(outer.test))
+        truth = facts.truth(test)
+        if truth is None:
+            continue
+        for statement in outer.body if truth else outer.orelse:
+            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:
+                value = facts.value(cst.parse_expression(ast.unparse(statement.value)))
+                if value is not UNKNOWN:
+                    flags[name] = value
+    return facts.merged(flags)

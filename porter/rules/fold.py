@@ -1,0 +1,264 @@
+"""Fold conditions whose outcome is known: the engine behind every rule that removes a branch.
+
+A rule states facts (``XLA_AVAILABLE`` is False, ``callback_on_step_end`` is None, ``self.norm_cross`` is None, …) and
+the shared walk folds what follows from them. Three-valued: what is not known stays as it is written.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import libcst as cst
+import libcst.matchers as m
+
+
+class _Special:
+    def __init__(self, label: str) -> None:
+        self.label = label
+
+    def __repr__(self) -> str:
+        return self.label
+
+
+UNKNOWN = _Special("UNKNOWN")
+NOT_NONE = _Special("NOT_NONE")
+
+
+def dotted(node: cst.BaseExpression) -> str | None:
+    """``a.b.c`` for a chain of names, None for anything else."""
+    if isinstance(node, cst.Name):
+        return node.value
+    if isinstance(node, cst.Attribute):
+        base = dotted(node.value)
+        return f"{base}.{node.attr.value}" if base else None
+    return None
+
+COMPARE: dict[type, Callable[[Any, Any], bool]] = {
+    cst.Equal: operator.eq,
+    cst.NotEqual: operator.ne,
+    cst.GreaterThan: operator.gt,
+    cst.LessThan: operator.lt,
+}
+
+
+class Facts:
+    """What is known: values of names and attribute chains, and of calls.
+
+    Args:
+        values: dotted name to a constant, or to ``NOT_NONE``.
+        calls: dotted function name to a function from the call to a constant or ``UNKNOWN``.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any] | None = None,
+        calls: Mapping[str, Callable[[cst.Call], Any]] | None = None,
+    ) -> None:
+        self.values = dict(values or {})
+        self.calls = dict(calls or {})
+
+    def merged(self, values: Mapping[str, Any]) -> Facts:
+        return Facts({**self.values, **values}, self.calls)
+
+    def value(self, node: cst.BaseExpression) -> Any:
+        """The constant that ``node`` evaluates to, ``NOT_NONE``, or ``UNKNOWN``."""
+        name = dotted(node)
+        if name is not None:
+            if name in self.values:
+                return self.values[name]
+            return {"True": True, "False": False, "None": None}.get(name, UNKNOWN)
+        if isinstance(node, cst.Integer | cst.Float | cst.SimpleString):
+            return ast.literal_eval(node.value)
+        if isinstance(node, cst.UnaryOperation) and isinstance(node.operator, cst.Not):
+            truth = self.truth(node.expression)
+            return UNKNOWN if truth is None else not truth
+        if isinstance(node, cst.BooleanOperation):
+            return self._boolean(node)
+        if isinstance(node, cst.Comparison) and len(node.comparisons) == 1:
+            return self._comparison(node)
+        if isinstance(node, cst.Call):
+            function = dotted(node.func)
+            if function in self.calls:
+                return self.calls[function](node)
+        if isinstance(node, cst.IfExp):
+            truth = self.truth(node.test)
+            if truth is not None:
+                return self.value(node.body if truth else node.orelse)
+        if isinstance(node, cst.BinaryOperation | cst.List | cst.Tuple | cst.Dict):
+            return NOT_NONE
+        return UNKNOWN
+
+    def truth(self, node: cst.BaseExpression) -> bool | None:
+        """Whether ``node`` is true, or None if that is not known."""
+        value = self.value(node)
+        return None if isinstance(value, _Special) else bool(value)
+
+    def _boolean(self, node: cst.BooleanOperation) -> Any:
+        left, right = self.truth(node.left), self.truth(node.right)
+        if isinstance(node.operator, cst.And):
+            if left is False or right is False:
+                return False
+            return True if left and right else UNKNOWN
+        if left is True or right is True:
+            return True
+        return False if left is False and right is False else UNKNOWN
+
+    def _comparison(self, node: cst.Comparison) -> Any:
+        target = node.comparisons[0]
+        left, right = self.value(node.left), self.value(target.comparator)
+        relation = target.operator
+        if isinstance(relation, cst.Is | cst.IsNot) and right is None:
+            if left is UNKNOWN:
+                return UNKNOWN
+            return (left is None) == isinstance(relation, cst.Is)
+        if isinstance(left, _Special) or isinstance(right, _Special):
+            return UNKNOWN
+        compare = COMPARE.get(type(relation))
+        return compare(left, right) if compare else UNKNOWN
+
+    def simplify(self, node: cst.BaseExpression) -> cst.BaseExpression:
+        """``node`` with its known operands gone: ``known_true and x`` is ``x``."""
+        if isinstance(node, cst.BooleanOperation):
+            is_and = isinstance(node.operator, cst.And)
+            left, right = self.truth(node.left), self.truth(node.right)
+            if left is is_and:
+                return self.simplify(node.right)
+            if right is is_and:
+                return self.simplify(node.left)
+            return node.with_changes(left=self.simplify(node.left), right=self.simplify(node.right))
+        return node
+
+
+def literal(value: Any) -> cst.BaseExpression:
+    """A constant as a node."""
+    return cst.parse_expression(repr(value))
+
+
+def fold_if(facts: Facts, node: cst.If, is_elif: bool) -> cst.CSTNode | cst.FlattenSentinel | cst.RemovalSentinel:
+    """An ``if`` (its parts already folded) with the branch that cannot run removed."""
+    truth = facts.truth(node.test)
+    if truth is None:
+        return node.with_changes(test=facts.simplify(node.test))
+    if truth:
+        if is_elif:
+            return cst.Else(body=node.body, leading_lines=node.leading_lines)
+        return flatten(node.body, node.leading_lines)
+    if node.orelse is None:
+        return cst.RemoveFromParent()
+    if is_elif:
+        return node.orelse
+    if isinstance(node.orelse, cst.If):
+        return node.orelse.with_changes(leading_lines=node.leading_lines)
+    return flatten(node.orelse.body, node.leading_lines)
+
+
+def flatten(body: cst.BaseSuite, leading_lines: Any = ()) -> cst.FlattenSentinel | cst.RemovalSentinel:
+    """The statements of a block, to stand in its parent's place; the comments above it go to the first of them."""
+    if isinstance(body, cst.SimpleStatementSuite):
+        statements: list[Any] = [cst.SimpleStatementLine(body=body.body)]
+    else:
+        statements = list(body.body)
+    statements = [s for s in statements if not m.matches(s, m.SimpleStatementLine(body=[m.Pass()]))]
+    if not statements:
+        return cst.RemoveFromParent()
+    statements[0] = statements[0].with_changes(leading_lines=[*leading_lines, *statements[0].leading_lines])
+    return cst.FlattenSentinel(statements)
+
+
+class Folder(cst.CSTTransformer):
+    """Folds conditional statements, conditional expressions and boolean operations by ``facts``."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.count = 0
+        self._elifs: set[int] = set()
+
+    def visit_If(self, node: cst.If) -> None:
+        if isinstance(node.orelse, cst.If):
+            self._elifs.add(id(node.orelse))
+
+    def leave_If(self, original_node: cst.If, updated_node: cst.If) -> Any:
+        result = fold_if(self.facts, updated_node, id(original_node) in self._elifs)
+        self.count += result is not updated_node and not isinstance(result, cst.If)
+        return result
+
+    def leave_IfExp(self, original_node: cst.IfExp, updated_node: cst.IfExp) -> cst.BaseExpression:
+        truth = self.facts.truth(updated_node.test)
+        if truth is None:
+            return updated_node
+        self.count += 1
+        return updated_node.body if truth else updated_node.orelse
+
+    def leave_BooleanOperation(self, original_node: cst.BooleanOperation, updated_node: cst.BooleanOperation) -> Any:
+        # Here the operation may be a value (`x = a or b`), so only its left operand may decide.
+        left = self.facts.truth(updated_node.left)
+        if left is None:
+            return updated_node
+        return updated_node.right if left is isinstance(updated_node.operator, cst.And) else updated_node.left
+
+    def leave_IndentedBlock(self, original_node: cst.IndentedBlock, updated_node: cst.IndentedBlock) -> Any:
+        body = list(cut_unreachable(updated_node.body))
+        if not body:
+            body = [cst.SimpleStatementLine(body=[cst.Pass()])]
+        return updated_node.with_changes(body=body)
+
+    def leave_Else(self, original_node: cst.Else, updated_node: cst.Else) -> Any:
+        if m.matches(updated_node.body, m.IndentedBlock(body=[m.SimpleStatementLine(body=[m.Pass()])])):
+            if not m.matches(original_node.body, m.IndentedBlock(body=[m.SimpleStatementLine(body=[m.Pass()])])):
+                return cst.RemoveFromParent()
+        return updated_node
+
+
+def cut_unreachable(body: Any) -> Any:
+    """Statements up to and including the first ``return`` or ``raise`` of a block."""
+    for index, statement in enumerate(body):
+        if m.matches(statement, m.SimpleStatementLine(body=[m.Return() | m.Raise()])):
+            return body[: index + 1]
+    return body
+
+
+def assigned_names(node: cst.CSTNode) -> dict[str, int]:
+    """How often each plain name is bound by assignments, loops, ``with`` and the like below ``node``."""
+    counts: dict[str, int] = {}
+    for target in m.findall(node, m.AssignTarget() | m.AnnAssign() | m.AugAssign() | m.For() | m.NamedExpr() | m.AsName()):
+        bound = target.name if isinstance(target, cst.AsName) else target.target  # type: ignore[attr-defined]
+        for name in [bound] if isinstance(bound, cst.Name) else _tuple_names(bound):
+            counts[name.value] = counts.get(name.value, 0) + 1
+    return counts
+
+
+def _tuple_names(node: cst.CSTNode) -> list[cst.Name]:
+    if isinstance(node, cst.Name):
+        return [node]
+    if isinstance(node, cst.Tuple | cst.List):
+        return [name for element in node.elements for name in _tuple_names(element.value)]
+    return []
+
+
+def local_constants(function: cst.CSTNode, facts: Facts) -> dict[str, Any]:
+    """Names that ``function`` binds exactly once, to a known constant."""
+    counts = assigned_names(function)
+    found = {}
+    for assign in m.findall(function, m.Assign(targets=[m.AssignTarget(target=m.Name())])):
+        name = assign.targets[0].target.value  # type: ignore[attr-defined]
+        value = facts.value(assign.value)  # type: ignore[attr-defined]
+        if counts.get(name) == 1 and (value is None or isinstance(value, bool)):
+            found[name] = value
+    return found
+
+
+def fold(node: Any, facts: Facts) -> Any:
+    """``node`` folded by ``facts``."""
+    return node.visit(Folder(facts))
+
+
+def fold_function(function: Any, facts: Facts) -> Any:
+    """A function folded by ``facts`` and by what its own single assignments then make known."""
+    rebound = assigned_names(function)
+    usable = Facts({k: v for k, v in facts.values.items() if k not in rebound}, facts.calls)
+    function = fold(function, usable)
+    constants = local_constants(function, usable)
+    return fold(function, usable.merged(constants)) if constants else function

@@ -1,0 +1,1 @@
+"""Rules for model files: transformers, controlnets and the blocks they are made of."""

@@ -1,0 +1,208 @@
+"""Specialise diffusers' classic ``Attention`` by what a call site passes to it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+import libcst as cst
+import libcst.matchers as m
+
+from porter.rules.engine import SURFACE, Context, Rule, body_statements, code, method, names_in, parameters, with_method
+from porter.rules.fold import NOT_NONE, UNKNOWN, Facts, dotted, fold, fold_function
+from porter.rules.model.processors import FoldProcessor
+from porter.source import Definition
+
+MODULE = "diffusers.models.attention_processor"
+DEFAULT_PROCESSOR = "AttnProcessor2_0"
+UNSCALED_PROCESSOR = "AttnProcessor"
+
+
+class ClassicAttention(Rule):
+    """Specialise the classic ``Attention`` into a plain module that holds what the call site uses.
+
+    ``Attention`` takes 27 constructor arguments; a call site fixes most of them. Its constructor is folded by the
+    constant ones, its processor becomes its forward, what neither reads is gone. Parameters keep their names.
+    """
+
+    name = "specialise-attention"
+    safety = SURFACE
+
+    def specialise(
+        self, ctx: Context, name: str, given: dict[str, cst.BaseExpression], known: dict[str, Any], processor: Definition
+    ) -> cst.ClassDef:
+        """The classic class as the site uses it.
+
+        Args:
+            name: the name of the new class.
+            given: arguments of the call, by parameter name.
+            known: parameters with a constant value (defaults included) or ``NOT_NONE``.
+            processor: the processor class that serves the site.
+        """
+        source = ctx.tree.resolve(MODULE, "Attention")
+        assert source is not None
+        node = source.parse()
+        assert isinstance(node, cst.ClassDef)
+        node = node.with_changes(name=cst.Name(name), decorators=[], leading_lines=[])
+        constants = {k: v for k, v in known.items() if v is not NOT_NONE}
+        node = with_method(node, self._constructor(ctx, node, known, constants, given), "__init__")
+        parsed = processor.parse()
+        assert isinstance(parsed, cst.ClassDef)
+        node = FoldProcessor().apply(ctx, node, parsed)
+        node = self._fold_methods(node, constants)
+        ctx.used(self)
+        return _doc(node, f'"""``Attention`` of diffusers as {name} needs it, with {processor.name} as its forward."""')
+
+    def _constructor(
+        self,
+        ctx: Context,
+        node: cst.ClassDef,
+        known: dict[str, Any],
+        constants: dict[str, Any],
+        given: dict[str, cst.BaseExpression],
+    ) -> cst.FunctionDef:
+        init = method(node, "__init__")
+        assert init is not None
+        body = []
+        for item in body_statements(init):
+            local = m.matches(item, m.SimpleStatementLine(body=[m.ImportFrom()]))
+            if local:
+                for alias in item.body[0].names:  # type: ignore[attr-defined]
+                    ctx.need("diffusers.models." + code(item.body[0].module), alias.name.value)  # type: ignore[attr-defined]
+            else:
+                body.append(item)
+        init = init.with_changes(body=init.body.with_changes(body=body))
+        facts = Facts(known)
+        for _ in range(3):  # constants travel from attribute to attribute: two rounds reach the last of them
+            init = fold(init, facts)
+            facts = facts.merged(_constant_attributes(init, facts))
+        init = init.visit(_Substitute(constants))
+        params = [
+            p.with_changes(default=None, equal=cst.MaybeSentinel.DEFAULT, comma=cst.MaybeSentinel.DEFAULT)
+            for p in parameters(init)
+            if p.name.value == "self" or (p.name.value in given and p.name.value not in constants)
+        ]
+        return init.with_changes(params=cst.Parameters(params=params), leading_lines=[])
+
+    def _fold_methods(self, node: cst.ClassDef, constants: dict[str, Any]) -> cst.ClassDef:
+        init = method(node, "__init__")
+        assert init is not None
+        attributes = _constant_attributes(init, Facts(constants))
+        calls = {"len": lambda call: 0 if code(call) == "len(args)" else UNKNOWN, "kwargs.get": lambda call: None}
+        facts = Facts(attributes, calls)
+        methods = {i.name.value: i for i in node.body.body if isinstance(i, cst.FunctionDef)}
+        kept: dict[str, Any] = {"__init__": init}
+        queue = ["forward"]
+        while queue:
+            current = queue.pop(0)
+            kept[current] = fold_function(methods[current], facts)
+            for name in re.findall(r"self\.(\w+)\(", code(kept[current])):
+                if name in methods and name not in kept and name not in queue:
+                    queue.append(name)
+        kept["__init__"] = _without_unread(init, kept, attributes)
+        body = [kept[name].with_changes(leading_lines=[cst.EmptyLine(indent=False)]) for name in methods if name in kept]
+        return node.with_changes(body=node.body.with_changes(body=body))
+
+
+class _Substitute(cst.CSTTransformer):
+    """Puts constants in the place of parameters that are read."""
+
+    def __init__(self, constants: dict[str, Any]) -> None:
+        self.constants = constants
+
+    def visit_Parameters(self, node: cst.Parameters) -> bool:
+        return False
+
+    def leave_Attribute(self, original: cst.Attribute, updated: cst.Attribute) -> cst.Attribute:
+        return updated.with_changes(attr=original.attr)
+
+    def leave_Arg(self, original: cst.Arg, updated: cst.Arg) -> cst.Arg:
+        return updated.with_changes(keyword=original.keyword)
+
+    def leave_AssignTarget(self, original: cst.AssignTarget, updated: cst.AssignTarget) -> cst.AssignTarget:
+        return original
+
+    def leave_FunctionDef(self, original: cst.FunctionDef, updated: cst.FunctionDef) -> cst.FunctionDef:
+        return updated.with_changes(name=original.name)
+
+    def leave_Name(self, original: cst.Name, updated: cst.Name) -> cst.BaseExpression:
+        if updated.value in self.constants:
+            return cst.parse_expression(repr(self.constants[updated.value]))
+        return updated
+
+
+def _constant_attributes(init: cst.FunctionDef, facts: Facts) -> dict[str, Any]:
+    """``self.x`` that the constructor sets once, unconditionally, to a constant or to something that is not None."""
+    counts: dict[str, int] = {}
+    for target in m.findall(init, m.AssignTarget(target=m.Attribute(value=m.Name("self")))):
+        name = dotted(target.target)  # type: ignore[attr-defined]
+        counts[name or ""] = counts.get(name or "", 0) + 1
+    found: dict[str, Any] = {}
+    for item in body_statements(init):
+        if not m.matches(item, m.SimpleStatementLine(body=[m.Assign(targets=[m.AssignTarget(target=m.Attribute())])])):
+            continue
+        assign = item.body[0]  # type: ignore[union-attr]
+        name = dotted(assign.targets[0].target)
+        if not name or counts.get(name) != 1:
+            continue
+        value = facts.merged(found).value(assign.value)
+        if isinstance(assign.value, cst.Call):
+            value = NOT_NONE
+        if value is not UNKNOWN:
+            found[name] = value
+    return found
+
+
+def _without_unread(init: cst.FunctionDef, kept: dict[str, Any], constants: dict[str, Any]) -> cst.FunctionDef:
+    """The constructor without constant attributes that no remaining method reads."""
+    while True:
+        texts = " ".join(code(f.body) for name, f in kept.items() if name != "__init__")
+        body = []
+        for item in init.body.body:
+            if m.matches(item, m.SimpleStatementLine(body=[m.Assign(targets=[m.AssignTarget(target=m.Attribute())])])):
+                assign = item.body[0]
+                name = dotted(assign.targets[0].target) or ""
+                is_module = constants.get(name) is NOT_NONE and isinstance(assign.value, cst.Call)
+                rest = " ".join(code(other) for other in init.body.body if other is not item)
+                read = re.search(rf"\b{re.escape(name)}\b", texts + " " + rest)
+                if not is_module and not read:
+                    continue
+            body.append(item)
+        if len(body) == len(init.body.body):
+            return init
+        init = init.with_changes(body=init.body.with_changes(body=body))
+
+
+def _doc(node: cst.ClassDef, text: str) -> cst.ClassDef:
+    return node.with_changes(body=node.body.with_changes(body=[cst.parse_statement(text), *node.body.body]))
+
+
+def known_parameters(
+    defaults: ast.FunctionDef, given: dict[str, cst.BaseExpression], not_none: set[str]
+) -> dict[str, Any]:
+    """What a call of the classic constructor fixes: constants it passes, defaults it leaves, names that cannot be None."""
+    args = defaults.args.args[1:]
+    known: dict[str, Any] = {}
+    offset = len(args) - len(defaults.args.defaults)
+    for index, arg in enumerate(args):
+        if arg.arg in given:
+            node = given[arg.arg]
+            value = Facts().value(node)
+            if value is UNKNOWN and names_in(node) and set(names_in(node)) <= not_none:
+                value = NOT_NONE
+            if value is not UNKNOWN:
+                known[arg.arg] = value
+        elif index >= offset:
+            default = defaults.args.defaults[index - offset]
+            known[arg.arg] = ast.literal_eval(default)
+    return known
+
+
+def class_name(processor: str, enclosing: str, crosses: bool) -> str:
+    """A name for a specialised class: its processor's stem, or the block that holds it."""
+    stem = re.sub(r"(Attn|Attention)?Processor.*$", "", processor)
+    if stem:
+        return f"{stem}Attention"
+    block = re.sub(r"(Transformer)?(Block|Layer|Model)?$", "", enclosing) or enclosing
+    return f"{block}{'Cross' if crosses else ''}Attention"

@@ -1,0 +1,138 @@
+"""Give a model its configuration as a plain attribute, and what ``ModelMixin`` would have provided."""
+
+from __future__ import annotations
+
+import libcst as cst
+import libcst.matchers as m
+
+from porter.rules.engine import (
+    SURFACE,
+    Context,
+    Rule,
+    body_statements,
+    code,
+    method,
+    parameters,
+    statements,
+    with_method,
+)
+from porter.rules.fold import dotted
+from porter.rules.model.mixins import MODEL_BASE
+
+LOAD_WEIGHTS = '''
+@property
+def dtype(self) -> torch.dtype:
+    return next(self.parameters()).dtype
+
+@property
+def device(self) -> torch.device:
+    return next(self.parameters()).device
+
+def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+    tensors = dict(self.state_dict(keep_vars=True))
+    loaded: set[str] = set()
+    for name, weight in weights:
+        if name not in tensors:
+            raise ValueError(f"{type(self).__name__} has no parameter or buffer {name!r}")
+        weight_loader = getattr(tensors[name], "weight_loader", default_weight_loader)
+        weight_loader(tensors[name], weight)
+        loaded.add(name)
+    return loaded
+'''
+
+
+class ExplicitConfig(Rule):
+    """Replace ``register_to_config`` by an explicit ``self.config`` and add the loading interface of the engine.
+
+    The decorator recorded the constructor's arguments as they were passed; the port records them itself, before the
+    body can rebind them. Weights are loaded by name, parameters and persistent buffers alike, and an unknown name is
+    an error: names are 1:1 with diffusers.
+    """
+
+    name = "explicit-config"
+    safety = SURFACE
+
+    def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
+        init = method(original, "__init__")
+        registered = init is not None and any(
+            dotted(d.decorator) == "register_to_config" for d in init.decorators
+        )
+        is_model = any(dotted(base.value) == MODEL_BASE for base in original.bases)
+        new_init = method(updated, "__init__")
+        if registered and new_init is not None:
+            updated = with_method(updated, self._record(ctx, new_init), "__init__")
+        if not is_model:
+            return updated
+        new_init = method(updated, "__init__")
+        assert new_init is not None
+        params = new_init.params
+        od_config = cst.Param(
+            name=cst.Name("od_config"),
+            annotation=cst.Annotation(cst.parse_expression("OmniDiffusionConfig | None")),
+            default=cst.Name("None"),
+        )
+        ctx.need("vllm_omni.diffusion.data", "OmniDiffusionConfig")
+        new_init = new_init.with_changes(params=params.with_changes(params=[*params.params, od_config]))
+        updated = with_method(updated, new_init, "__init__")
+        ctx.imports["torch"] = ("torch", None)
+        ctx.need("collections.abc", "Iterable")
+        ctx.need("vllm.model_executor.model_loader.weight_utils", "default_weight_loader")
+        body = [*updated.body.body]
+        existing = {item.name.value for item in body if isinstance(item, cst.FunctionDef)}
+        for item in statements(LOAD_WEIGHTS):
+            if item.name.value not in existing:
+                body.append(item.with_changes(leading_lines=[cst.EmptyLine(indent=False)]))
+        return updated.with_changes(body=updated.body.with_changes(body=body))
+
+    def _record(self, ctx: Context, init: cst.FunctionDef) -> cst.FunctionDef:
+        names = [p.name.value for p in parameters(init)][1:]
+        if not names:
+            return init
+        ctx.need("diffusers.configuration_utils", "FrozenDict")
+        record = statements("self.config = FrozenDict(" + ", ".join(f"{n}={n}" for n in names) + ")")
+        body = list(init.body.body)
+        at = next((i + 1 for i, item in enumerate(body) if code(item).startswith("super().__init__")), 0)
+        body[at:at] = record
+        return init.with_changes(body=init.body.with_changes(body=body))
+
+
+class LayerwiseBlocks(Rule):
+    """Name the lists of repeated blocks: ``_repeated_blocks`` (compile) and ``_layerwise_offload_blocks_attrs``."""
+
+    name = "block-metadata"
+    safety = SURFACE
+
+    def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
+        if not any(dotted(base.value) == MODEL_BASE for base in original.bases):
+            return updated
+        init = method(original, "__init__")
+        lists, classes = _block_lists(init) if init else ([], [])
+        present = code(updated.body.with_changes(body=[i for i in updated.body.body if not hasattr(i, "params")]))
+        added = ""
+        if classes and "_repeated_blocks" not in present:
+            added += f"_repeated_blocks = {classes!r}\n"
+        if lists and "_layerwise_offload_blocks_attrs" not in present:
+            added += f"_layerwise_offload_blocks_attrs = {lists!r}\n"
+        if not added:
+            return updated
+        body = list(updated.body.body)
+        at = next((i for i, item in enumerate(body) if isinstance(item, cst.FunctionDef)), len(body))
+        body[at:at] = statements(added.replace("'", '"'))
+        return updated.with_changes(body=updated.body.with_changes(body=body))
+
+
+def _block_lists(init: cst.FunctionDef) -> tuple[list[str], list[str]]:
+    """Attributes that hold a ModuleList built by a comprehension, and the classes that fill them."""
+    lists, classes = [], []
+    for statement in body_statements(init):
+        for assign in m.findall(statement, m.Assign(targets=[m.AssignTarget(target=m.Attribute(value=m.Name("self")))])):
+            value = assign.value  # type: ignore[attr-defined]
+            if not m.matches(value, m.Call(func=m.Attribute(attr=m.Name("ModuleList")) | m.Name("ModuleList"))):
+                continue
+            for comprehension in m.findall(value, m.ListComp() | m.GeneratorExp()):
+                element = comprehension.elt  # type: ignore[attr-defined]
+                if m.matches(element, m.Call(func=m.Name())):
+                    lists.append(assign.targets[0].target.attr.value)  # type: ignore[attr-defined]
+                    if element.func.value not in classes:
+                        classes.append(element.func.value)
+    return list(dict.fromkeys(lists)), classes

@@ -1,0 +1,142 @@
+"""Remove what only diffusers' own machinery needs: mixins, decorators, processor and checkpointing methods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import libcst as cst
+
+from porter.rules.engine import SURFACE, Context, Rule
+from porter.rules.fold import dotted
+
+# Modules whose classes are mixins of the diffusers machinery: loading, configuration, caching, attention processors.
+MACHINERY = (
+    "diffusers.loaders",
+    "diffusers.configuration_utils",
+    "diffusers.models.modeling_utils",
+    "diffusers.models.cache_utils",
+)
+MODEL_BASE = "ModelMixin"
+DECORATORS = frozenset({"register_to_config", "apply_lora_scale", "maybe_allow_in_graph"})
+METHODS = frozenset(
+    {
+        "attn_processors",
+        "set_attn_processor",
+        "set_default_attn_processor",
+        "set_processor",
+        "get_processor",
+        "fuse_qkv_projections",
+        "unfuse_qkv_projections",
+        "fuse_projections",
+        "unfuse_projections",
+        "_set_gradient_checkpointing",
+        "enable_forward_chunking",
+        "disable_forward_chunking",
+        "set_chunk_feed_forward",
+        "set_use_memory_efficient_attention_xformers",
+        "set_use_npu_flash_attention",
+        "set_use_xla_flash_attention",
+        "set_attention_slice",
+    }
+)
+ATTRIBUTES = frozenset(
+    {
+        "_supports_gradient_checkpointing",
+        "_no_split_modules",
+        "_skip_layerwise_casting_patterns",
+        "_supports_group_offloading",
+        "_default_processor_cls",
+        "_available_processors",
+        "_supports_qkv_fusion",
+        "_cp_plan",
+        "_tp_plan",
+        "_always_upcast_modules",
+        "_automatically_saved_args",
+        "_is_stateful",
+    }
+)
+# What the removed machinery would have switched on.
+SWITCHES: dict[str, Any] = {
+    "self.gradient_checkpointing": False,
+    "self.fused_projections": False,
+    "attn.fused_projections": False,
+    "self._chunk_size": None,
+}
+
+
+def is_mixin(ctx: Context, name: str) -> bool:
+    """Whether a base class belongs to the diffusers machinery that a port does without."""
+    origin = ctx.origin(name)
+    if origin.startswith(MACHINERY):
+        return True
+    return origin.startswith("diffusers.") and name.endswith("Mixin")
+
+
+class RemoveMixins(Rule):
+    """Remove diffusers' mixins from the bases of a class (guide, step 1.1.1).
+
+    A class that loses its last base becomes an ``nn.Module``, which the mixins derived from.
+    """
+
+    name = "remove-mixins"
+    safety = SURFACE
+
+    def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
+        kept = []
+        removed = []
+        for base in updated.bases:
+            name = dotted(base.value)
+            (removed if name and is_mixin(ctx, name) else kept).append(base)
+        if not removed:
+            return updated
+        names = {dotted(base.value) for base in removed}
+        if MODEL_BASE in names and not any(_is_module(ctx, base) for base in kept):
+            kept.insert(0, cst.Arg(value=cst.parse_expression("nn.Module")))
+            ctx.imports["nn"] = ("torch", "nn")
+        kept = [base.with_changes(comma=cst.MaybeSentinel.DEFAULT) for base in kept]
+        no_parens = cst.MaybeSentinel.DEFAULT
+        layout: dict[str, Any] = {} if kept else {"lpar": no_parens, "rpar": no_parens}
+        return updated.with_changes(bases=kept, **layout)
+
+
+def _is_module(ctx: Context, base: cst.Arg) -> bool:
+    # A base that stays is another model class or a torch module; object-like bases have no dotted origin.
+    return dotted(base.value) not in (None, "object")
+
+
+class RemoveDecorators(Rule):
+    """Remove decorators of the configuration, LoRA and graph machinery."""
+
+    name = "remove-decorators"
+    safety = SURFACE
+
+    def leave_Decorator(self, ctx: Context, original: cst.Decorator, updated: cst.Decorator) -> Any:
+        target = updated.decorator
+        if isinstance(target, cst.Call):
+            target = target.func
+        return cst.RemoveFromParent() if dotted(target) in DECORATORS else updated
+
+
+class RemoveMachinery(Rule):
+    """Remove methods and class attributes that only the removed machinery reads."""
+
+    name = "remove-machinery"
+    safety = SURFACE
+
+    def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
+        body = [item for item in updated.body.body if not _is_machinery(item)]
+        if len(body) == len(updated.body.body):
+            return updated
+        return updated.with_changes(body=updated.body.with_changes(body=body or [cst.parse_statement("pass")]))
+
+
+def _is_machinery(item: cst.CSTNode) -> bool:
+    if isinstance(item, cst.FunctionDef):
+        return item.name.value in METHODS
+    if isinstance(item, cst.SimpleStatementLine) and len(item.body) == 1:
+        node = item.body[0]
+        if isinstance(node, cst.Assign):
+            return dotted(node.targets[0].target) in ATTRIBUTES
+        if isinstance(node, cst.AnnAssign):
+            return dotted(node.target) in ATTRIBUTES
+    return False

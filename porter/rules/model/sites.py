@@ -1,0 +1,132 @@
+"""Rewrite the places that build attention modules, to match how those modules were ported."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import libcst as cst
+
+from porter.facts.attention import CLASSIC, ProcessorPlan, is_attention_module, processor_plan
+from porter.rules.engine import SURFACE, Context, Rule, arguments, code, make_call
+from porter.rules.fold import NOT_NONE, dotted
+from porter.rules.model.classic_attention import (
+    DEFAULT_PROCESSOR,
+    MODULE,
+    UNSCALED_PROCESSOR,
+    class_name,
+    known_parameters,
+)
+from porter.source import Definition
+
+
+class AttentionSites(Rule):
+    """Build the ported attention module where the source builds the original.
+
+    The ``processor`` argument of a class whose processor was folded goes; a construction of the classic ``Attention``
+    becomes one of the class that was specialised for it.
+
+    Args:
+        specialise: makes (or finds) the specialised class for a site and returns its name.
+    """
+
+    name = "attention-sites"
+    safety = SURFACE
+
+    def __init__(self, specialise: Any) -> None:
+        self._specialise = specialise
+        self._classes: list[str] = []
+        self._functions: list[cst.FunctionDef] = []
+
+    def visit_ClassDef(self, ctx: Context, node: cst.ClassDef) -> None:
+        self._classes.append(node.name.value)
+
+    def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
+        self._classes.pop()
+        return updated
+
+    def visit_FunctionDef(self, ctx: Context, node: cst.FunctionDef) -> None:
+        self._functions.append(node)
+
+    def leave_FunctionDef(self, ctx: Context, original: cst.FunctionDef, updated: cst.FunctionDef) -> Any:
+        self._functions.pop()
+        return updated
+
+    def leave_Call(self, ctx: Context, original: cst.Call, updated: cst.Call) -> Any:
+        name = dotted(updated.func)
+        if not name or "." in name:
+            return updated
+        if ctx.origin(name) == CLASSIC or _resolves_to_classic(ctx, name):
+            return self._classic(ctx, updated)
+        plan = plan_for(ctx, name)
+        if plan is None or plan.kind != "fold":
+            return updated
+        args = [a for a in updated.args if not (a.keyword and a.keyword.value == "processor")]
+        if len(args) == len(updated.args):
+            return updated
+        args[-1] = args[-1].with_changes(comma=updated.args[-1].comma)
+        return updated.with_changes(args=args)
+
+    def _classic(self, ctx: Context, call: cst.Call) -> Any:
+        enclosing = self._classes[-1] if self._classes else "Model"
+        source = ctx.tree.resolve(MODULE, "Attention")
+        assert source is not None and isinstance(source.node, ast.ClassDef)
+        init = next(i for i in source.node.body if isinstance(i, ast.FunctionDef) and i.name == "__init__")
+        names = [a.arg for a in init.args.args[1:]]
+        positional, keywords, starred = arguments(call)
+        line = ctx.definition.first_line if ctx.definition else 1
+        if starred:
+            ctx.report(line, f"{enclosing} passes * or ** to Attention; it keeps diffusers' class")
+            return call
+        given = {name: arg.value for name, arg in zip(names, positional, strict=False)}
+        given.update({name: arg.value for name, arg in keywords.items()})
+        known = known_parameters(init, given, self._not_none())
+        processor = self._processor(ctx, given, known)
+        if processor is None:
+            ctx.report(line, f"{enclosing} chooses its attention processor at run time; it keeps diffusers' Attention")
+            return call
+        constants = {k: v for k, v in known.items() if v is not NOT_NONE}
+        new_name = self._specialise(ctx, enclosing, given, known, processor)
+        kept = [f"{n}={code(v)}" for n, v in given.items() if n not in constants and n != "processor"]
+        return make_call(new_name, kept)
+
+    def _not_none(self) -> set[str]:
+        """Parameters of the enclosing functions whose annotation and default say that they are never None."""
+        found = set()
+        for function in self._functions:
+            for param in function.params.params:
+                annotation = code(param.annotation.annotation) if param.annotation else ""
+                default = code(param.default) if param.default is not None else ""
+                if annotation in ("int", "float", "str", "bool") and default != "None":
+                    found.add(param.name.value)
+        return found
+
+    def _processor(self, ctx: Context, given: dict[str, Any], known: dict[str, Any]) -> Definition | None:
+        node = given.get("processor")
+        if node is None or code(node) == "None":
+            name = DEFAULT_PROCESSOR if known.get("scale_qk", True) is True else UNSCALED_PROCESSOR
+            return ctx.tree.resolve(MODULE, name)
+        if isinstance(node, cst.Call) and not node.args and isinstance(node.func, cst.Name):
+            return ctx.tree.resolve(ctx.module.name, node.func.value)
+        return None
+
+
+def _resolves_to_classic(ctx: Context, name: str) -> bool:
+    bound = ctx.module.imports.get(name)
+    if name != "Attention" or bound is None or bound.name is None:
+        return False
+    target = ctx.tree.resolve(bound.module, bound.name)
+    return target is not None and target.module.name == MODULE
+
+
+def plan_for(ctx: Context, name: str) -> ProcessorPlan | None:
+    """The plan of the attention class called ``name`` in the module at hand; None if it is no attention class."""
+    definition = ctx.module.definitions.get(name)
+    if definition is None and name in ctx.module.imports:
+        bound = ctx.module.imports[name]
+        definition = ctx.tree.resolve(bound.module, bound.name) if bound.name else None
+    if definition is None or not isinstance(definition.node, ast.ClassDef) or not is_attention_module(definition.node):
+        return None
+    if definition.module.name == MODULE:
+        return None
+    return processor_plan(ctx.tree, definition.module, definition.node, ctx.module)

@@ -1,0 +1,1 @@
+"""Single-process counterparts of the distributed helpers."""

@@ -1,0 +1,1 @@
+"""Building a pipeline and filling it from a checkpoint."""

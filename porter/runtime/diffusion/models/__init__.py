@@ -1,0 +1,1 @@
+"""Interfaces and mixins that pipelines inherit."""

@@ -1,0 +1,245 @@
+"""Omni: load a model, generate."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import os
+import resource
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from porter.runtime.diffusion.data import AttentionConfig, DiffusionOutput, OmniDiffusionConfig
+from porter.runtime.diffusion.distributed.utils import default_device, set_local_device
+from porter.runtime.diffusion.model_loader.diffusers_loader import DiffusersPipelineLoader
+from porter.runtime.diffusion.registry import ModelRegistry, ProcessFunc
+from porter.runtime.diffusion.request import OmniDiffusionRequest
+from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
+from porter.runtime.errors import ConfigError, RequestError
+from porter.runtime.inputs.data import OmniDiffusionSamplingParams, OmniPromptType, copy_containers
+from porter.runtime.outputs import OmniRequestOutput
+
+SamplingParams = OmniDiffusionSamplingParams | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _LoadedModel:
+    """A pipeline ready to run, with its hooks."""
+
+    pipeline: nn.Module
+    pre_process: ProcessFunc | None
+    post_process: ProcessFunc | None
+
+
+class Omni:
+    """One model in this process.
+
+    Args:
+        model: a checkpoint folder or a hub id.
+        models_dir: folder of ports, as ``porter convert -o`` writes it; None: the committed ports.
+        device: where to run; None: the accelerator if there is one, else the CPU.
+        dtype: of the weights; None: bfloat16 on an accelerator, float32 on the CPU.
+        diffusion_load_format: ``"default"``: the port.
+        model_class_name: the pipeline class, if not the one that ``model_index.json`` names.
+        attention_backend: TORCH_SDPA, FLASH_ATTN or SAGE_ATTN; None or ``"auto"``: the best one that can run.
+        revision: of a hub model.
+        od_config: any other field of ``OmniDiffusionConfig``.
+
+    Raises:
+        ModelNotFoundError: no such model, or no port of its pipeline.
+        CheckpointError: its weights do not fit the port.
+        ConfigError: a setting that this runtime does not know or cannot honour.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        models_dir: str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        diffusion_load_format: str = "default",
+        model_class_name: str | None = None,
+        attention_backend: str | None = None,
+        revision: str | None = None,
+        **od_config: Any,
+    ) -> None:
+        self.device = _device(device)
+        if dtype is None:
+            dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        if attention_backend is not None:
+            od_config["diffusion_attention_config"] = AttentionConfig(default=attention_backend)
+        self.od_config = OmniDiffusionConfig.from_kwargs(
+            model=os.fspath(model),
+            model_class_name=model_class_name,
+            dtype=dtype,
+            diffusion_load_format=diffusion_load_format,
+            revision=revision,
+            **od_config,
+        )
+        load = _LOAD_FORMATS.get(diffusion_load_format)
+        if load is None:
+            raise ConfigError(
+                f"diffusion_load_format {diffusion_load_format!r} is not available yet; "
+                f"there is {', '.join(map(repr, _LOAD_FORMATS))}"
+            )
+        self._loaded = load(self.od_config, self.device, models_dir)
+
+    @property
+    def pipeline(self) -> nn.Module:
+        """The loaded pipeline."""
+        return self._loaded.pipeline
+
+    def generate(
+        self,
+        prompts: OmniPromptType | Sequence[OmniPromptType],
+        sampling_params: SamplingParams | Sequence[OmniDiffusionSamplingParams] = None,
+    ) -> list[OmniRequestOutput]:
+        """Run one request per prompt, one after the other.
+
+        A string or a dict is one request, a list of them as many; ``prompt`` inside a dict may be a list: one
+        batched call. The caller's dicts and sampling parameters are never changed; a caller's generator is used
+        itself, so it advances.
+
+        Args:
+            prompts: what to make.
+            sampling_params: for all requests, or one per request; None: the pipeline's defaults.
+
+        Returns:
+            One result per request.
+
+        Raises:
+            RequestError: a prompt or sampling parameter of the wrong type, or one the pipeline refuses.
+        """
+        requests = self._requests(prompts, sampling_params)
+        with torch.no_grad(), set_local_device(self.device):
+            return [self._run(request, original) for request, original in requests]
+
+    def _requests(self, prompts: Any, sampling_params: Any) -> list[tuple[OmniDiffusionRequest, OmniPromptType]]:
+        prompt_list = list(prompts) if isinstance(prompts, (list, tuple)) else [prompts]
+        if not prompt_list:
+            raise RequestError("there is no prompt")
+        for prompt in prompt_list:
+            if not isinstance(prompt, (str, dict)):
+                raise RequestError(f"a prompt is a string or a dict, not {type(prompt).__name__}")
+        if isinstance(sampling_params, (list, tuple)):
+            params_list = list(sampling_params)
+            if len(params_list) != len(prompt_list):
+                raise RequestError(f"{len(params_list)} sampling parameters for {len(prompt_list)} prompts")
+        else:
+            params_list = [sampling_params or OmniDiffusionSamplingParams()] * len(prompt_list)
+        return [
+            (
+                OmniDiffusionRequest(
+                    prompt=copy_containers(prompt),
+                    sampling_params=_checked(params).clone(),
+                    request_id=f"req-{uuid.uuid4().hex[:12]}",
+                ),
+                prompt,
+            )
+            for prompt, params in zip(prompt_list, params_list, strict=True)
+        ]
+
+    def _run(self, request: OmniDiffusionRequest, original: OmniPromptType) -> OmniRequestOutput:
+        model = self._loaded
+        with _peak_memory(self.device) as peak:
+            if model.pre_process is not None:
+                request = model.pre_process(request)
+            self._seed(request.sampling_params)
+            output = model.pipeline.forward(DiffusionRequestBatch([request]))
+            if isinstance(output, list) and len(output) == 1:
+                output = output[0]
+            if not isinstance(output, DiffusionOutput):
+                raise TypeError(f"{type(model.pipeline).__name__}.forward returned {type(output).__name__}")
+            if output.error is not None:
+                raise RuntimeError(f"request {request.request_id} failed: {output.error}")
+            processed = self._post_process(request, output)
+        result = OmniRequestOutput(
+            request_id=request.request_id,
+            prompt=original,
+            output=output.output,
+            stage_durations=dict(output.stage_durations or getattr(model.pipeline, "stage_durations", {})),
+            peak_memory_mb=output.peak_memory_mb or peak[0],
+        )
+        result.set_media(processed)
+        return result
+
+    def _seed(self, params: OmniDiffusionSamplingParams) -> None:
+        if params.generator is None and params.seed is not None:
+            device = params.generator_device or self.device
+            params.generator = torch.Generator(device=device).manual_seed(params.seed)
+
+    def _post_process(self, request: OmniDiffusionRequest, output: DiffusionOutput) -> Any:
+        hook = self._loaded.post_process
+        if hook is None:
+            return output.output
+        offered = {
+            "sampling_params": request.sampling_params,
+            "prompt": request.prompt,
+            "request": request,
+        }
+        accepted = inspect.signature(hook).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+        arguments = {name: value for name, value in offered.items() if takes_any or name in accepted}
+        # A hook that cannot see the output type would decode latents as if they were a picture.
+        if request.sampling_params.output_type == "latent" and "sampling_params" not in arguments:
+            return output.output
+        return hook(output.output, **arguments)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return default_device()
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return found
+
+
+def _checked(params: Any) -> OmniDiffusionSamplingParams:
+    if not isinstance(params, OmniDiffusionSamplingParams):
+        raise RequestError(f"sampling parameters are an OmniDiffusionSamplingParams, not {type(params).__name__}")
+    count = params.num_outputs_per_prompt
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise RequestError(f"num_outputs_per_prompt must be a positive integer, got {count!r}")
+    return params
+
+
+def _load_port(od_config: OmniDiffusionConfig, device: torch.device, models_dir: str | Path | None) -> _LoadedModel:
+    od_config.enrich_config()
+    assert od_config.model_class_name is not None
+    port = ModelRegistry(models_dir).load(od_config.model_class_name)
+    # Hooks first: they are cheap to build, so what is wrong with them shows before the weights are read.
+    pre = port.pre_process_factory(od_config) if port.pre_process_factory else None
+    post = port.post_process_factory(od_config) if port.post_process_factory else None
+    pipeline = DiffusersPipelineLoader(od_config).load_model(port.pipeline_cls, device)
+    return _LoadedModel(pipeline, pre, post)
+
+
+# One entry per way of loading a model; a new way needs an entry here and nothing else.
+_LOAD_FORMATS: dict[str, Callable[[OmniDiffusionConfig, torch.device, str | Path | None], _LoadedModel]] = {
+    "default": _load_port,
+}
+
+
+@contextlib.contextmanager
+def _peak_memory(device: torch.device) -> Iterator[list[float]]:
+    """A list of one number, filled at the end: MB at the peak (see ``OmniRequestOutput.peak_memory_mb``)."""
+    peak = [0.0]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    yield peak
+    if device.type == "cuda":
+        peak[0] = torch.cuda.max_memory_allocated(device) / 2**20
+    else:
+        # Linux counts in KiB, macOS in bytes.
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        peak[0] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -1,0 +1,1 @@
+"""Request inputs: prompts and sampling parameters."""

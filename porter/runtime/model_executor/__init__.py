@@ -1,0 +1,1 @@
+"""Layers and weight loading, under the names that vLLM gives them."""

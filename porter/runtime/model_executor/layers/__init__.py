@@ -1,0 +1,1 @@
+"""Linear and norm layers with vLLM's signatures and single-process semantics."""

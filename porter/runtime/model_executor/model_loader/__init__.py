@@ -1,0 +1,1 @@
+"""Copying checkpoint tensors into parameters."""

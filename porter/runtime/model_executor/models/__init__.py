@@ -1,0 +1,1 @@
+"""Helpers that model classes use."""
