@@ -12,6 +12,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import porter
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
@@ -31,6 +33,10 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
     assert result.returncode == 0, result.stderr
     [path] = folder.glob("porter-*.whl")
     return zipfile.ZipFile(path)
+
+
+def test_the_version_is_the_same_everywhere():
+    assert porter.__version__ == PROJECT["version"]
 
 
 def test_the_lock_holds_pins_and_nothing_else(lock):

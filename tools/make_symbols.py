@@ -92,6 +92,8 @@ def main(argv: list[str] | None = None) -> int:
             if not path.is_file() or gzip.decompress(path.read_bytes()) != content:
                 print(f"differs: {path.relative_to(ROOT)}")
                 status = 1
+            else:
+                print(f"same: {path.relative_to(ROOT)}")
             continue
         DATA.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(content, 9, mtime=0))

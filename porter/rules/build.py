@@ -18,6 +18,8 @@ from porter.targets import Symbols
 # Devices and packages that have their own path in diffusers; in the engine that is the platform's business.
 UNAVAILABLE = ("is_torch_xla_available", "is_torch_npu_available", "is_xformers_available", "torch.is_grad_enabled")
 MODELS = "diffusers.models."
+# The file of a family that holds what its pipelines share; rules ask for its names with an empty module.
+SUPPORT = "support"
 
 
 @dataclass
@@ -116,6 +118,9 @@ class Builder:
 
     def _import(self, bound: str, module: str, name: str | None) -> None:
         if bound in self.file.imports or bound in self._done:
+            return
+        if not module:
+            self.file.relative[bound] = SUPPORT
             return
         target = self.tree.resolve(module, name) if name and module.startswith("diffusers") else None
         if target is None:

@@ -60,7 +60,10 @@ class Context:
     dropped: list[str] = field(default_factory=list)
 
     def need(self, module: str, name: str) -> str:
-        """Ask for ``from module import name`` (canonical vllm / vllm_omni / diffusers names); returns ``name``."""
+        """Ask for ``from module import name`` ; returns ``name``.
+
+        Modules are given by their canonical names (vllm, vllm_omni, diffusers); "" is the family's support file.
+        """
         self.imports[name] = (module, name)
         return name
 

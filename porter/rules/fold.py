@@ -241,11 +241,12 @@ def _tuple_names(node: cst.CSTNode) -> list[cst.Name]:
 def local_constants(function: cst.CSTNode, facts: Facts) -> dict[str, Any]:
     """Names that ``function`` binds exactly once, to a known constant."""
     counts = assigned_names(function)
+    bound = {p.name.value for p in m.findall(function, m.Param(name=m.Name()))}  # type: ignore[attr-defined]
     found = {}
     for assign in m.findall(function, m.Assign(targets=[m.AssignTarget(target=m.Name())])):
         name = assign.targets[0].target.value  # type: ignore[attr-defined]
         value = facts.value(assign.value)  # type: ignore[attr-defined]
-        if counts.get(name) == 1 and (value is None or isinstance(value, bool)):
+        if counts.get(name) == 1 and name not in bound and (value is None or isinstance(value, bool)):
             found[name] = value
     return found
 

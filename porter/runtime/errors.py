@@ -35,6 +35,7 @@ class CheckpointError(PorterRuntimeError):
         unexpected: checkpoint tensors that no parameter or buffer took.
         misshapen: descriptions ``"name: checkpoint [..], model [..]"`` of tensors of the wrong shape.
         loaded: names that were filled nevertheless, so that an outer loader can go on checking.
+        complete: whether every tensor was looked at; if not, there may be more that is wrong.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class CheckpointError(PorterRuntimeError):
         unexpected: Iterable[str] = (),
         misshapen: Iterable[str] = (),
         loaded: Iterable[str] = (),
+        complete: bool = True,
     ) -> None:
         self.headline = message
         self.missing = sorted(set(missing))
         self.unexpected = sorted(set(unexpected))
         self.misshapen = sorted(set(misshapen))
         self.loaded = set(loaded)
+        self.complete = complete
         super().__init__(self._render())
 
     def _render(self) -> str:
@@ -71,6 +74,8 @@ class CheckpointError(PorterRuntimeError):
                 f"of the wrong shape ({len(self.misshapen)}): {_names(self.misshapen, '; ')}. "
                 "Check that config.json belongs to these weights."
             )
+        if not self.complete:
+            parts.append("Loading stopped there: the other tensors were not checked.")
         return "\n".join(parts)
 
     def with_prefix(self, prefix: str) -> CheckpointError:
@@ -82,7 +87,12 @@ class CheckpointError(PorterRuntimeError):
             unexpected=(dot + name for name in self.unexpected),
             misshapen=(dot + name for name in self.misshapen),
             loaded=(dot + name for name in self.loaded),
+            complete=self.complete,
         )
+
+
+class CheckpointFileError(CheckpointError):
+    """A checkpoint whose files cannot be read; what is in them was not compared with the model."""
 
 
 def _names(names: list[str], separator: str = ", ") -> str:

@@ -12,13 +12,10 @@ from porter.rules.fold import dotted
 
 
 class _Rename(cst.CSTTransformer):
-    """Renames a variable wherever it is read (attribute names and keywords are left)."""
+    """Puts an expression in the place of a variable (attribute names and keywords are left)."""
 
     def __init__(self, old: str, new: str) -> None:
-        self.old, self.new = old, new
-
-    def visit_Attribute(self, node: cst.Attribute) -> bool:
-        return True
+        self.old, self.new = old, cst.parse_expression(new)
 
     def leave_Attribute(self, original: cst.Attribute, updated: cst.Attribute) -> cst.Attribute:
         return updated.with_changes(attr=original.attr)
@@ -26,8 +23,8 @@ class _Rename(cst.CSTTransformer):
     def leave_Arg(self, original: cst.Arg, updated: cst.Arg) -> cst.Arg:
         return updated.with_changes(keyword=original.keyword)
 
-    def leave_Name(self, original: cst.Name, updated: cst.Name) -> cst.Name:
-        return updated.with_changes(value=self.new) if updated.value == self.old else updated
+    def leave_Name(self, original: cst.Name, updated: cst.Name) -> cst.BaseExpression:
+        return self.new.deep_clone() if updated.value == self.old else updated
 
 
 def rename(node: Any, old: str, new: str) -> Any:

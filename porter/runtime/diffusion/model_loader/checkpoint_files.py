@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from porter.runtime.errors import CheckpointError
+from porter.runtime.errors import CheckpointFileError
 from porter.runtime.transformers_utils.repo_utils import download_snapshot, is_hub_id
 
 # Names that diffusers and transformers save under, without any variant (".fp16") in them.
@@ -42,7 +42,7 @@ def find_checkpoint_files(
     With ``allow_patterns`` (relative to the subfolder) exactly the matching files are read.
 
     Raises:
-        CheckpointError: there are no such files, or an index names a file that is not there.
+        CheckpointFileError: there are no such files, or an index names a file that is not there.
         ModelNotFoundError: the model itself cannot be reached.
     """
     folder = _folder(model, subfolder, revision, ["*.json"])
@@ -51,7 +51,7 @@ def find_checkpoint_files(
         present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         matching = [name for name in present if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns)]
         if not matching:
-            raise CheckpointError(f"{folder}: no weight file matches {allow_patterns}")
+            raise CheckpointFileError(f"{folder}: no weight file matches {allow_patterns}")
         return CheckpointFiles(tuple(folder / name for name in matching))
 
     kinds = (_SAFETENSORS, _PICKLED) if fall_back_to_pt else (_SAFETENSORS,)
@@ -66,26 +66,26 @@ def find_checkpoint_files(
                 return CheckpointFiles((folder / name,))
     wanted = " or ".join(name for names in kinds for name in names)
     hint = "" if fall_back_to_pt else " (.bin files are not read: fall_back_to_pt is off)"
-    raise CheckpointError(f"{folder}: no weights here; {wanted}, or the index of a sharded one, is needed{hint}")
+    raise CheckpointFileError(f"{folder}: no weights here; {wanted}, or the index of a sharded one, is needed{hint}")
 
 
 def iterate_tensors(checkpoint: CheckpointFiles) -> Iterator[tuple[str, torch.Tensor]]:
     """``(name, tensor)`` of every tensor on the CPU, one in memory at a time (``.bin``: one file at a time).
 
     Raises:
-        CheckpointError: a file cannot be read, a name comes twice, or a promised name does not come.
+        CheckpointFileError: a file cannot be read, a name comes twice, or a promised name does not come.
     """
     seen: set[str] = set()
     for path in checkpoint.files:
         for name, tensor in _iterate_file(path):
             if name in seen:
-                raise CheckpointError(f"{path}: tensor {name!r} stands in more than one file; save the model again")
+                raise CheckpointFileError(f"{path}: tensor {name!r} stands in more than one file; save the model again")
             seen.add(name)
             yield name, tensor
     lacking = (checkpoint.promised or frozenset()) - seen
     if lacking:
         folder = checkpoint.files[0].parent
-        raise CheckpointError(f"{folder}: the index names tensors that its files do not hold", missing=lacking)
+        raise CheckpointFileError(f"{folder}: the index names tensors that its files do not hold", missing=lacking)
 
 
 def _iterate_file(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -97,15 +97,15 @@ def _iterate_file(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 for name in file.keys():
                     yield name, file.get_tensor(name)
         except SafetensorError as error:
-            raise CheckpointError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
+            raise CheckpointFileError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
         return
     try:
         # Only the zip format, PyTorch's since 1.6, can be mapped instead of read whole.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
-        raise CheckpointError(f"{path}: not a readable file of plain tensors ({error})") from error
+        raise CheckpointFileError(f"{path}: not a readable file of plain tensors ({error})") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise CheckpointError(f"{path}: not a state dict of plain tensors")
+        raise CheckpointFileError(f"{path}: not a state dict of plain tensors")
     yield from state.items()
 
 
@@ -114,14 +114,14 @@ def _from_index(index: Path, model: str, subfolder: str | None, revision: str | 
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not a weight index with a weight_map ({error!r})") from error
+        raise CheckpointFileError(f"{index}: not a weight index with a weight_map ({error!r})") from error
     outside = [name for name in names if not isinstance(name, str) or os.path.basename(name) != name]
     if outside:
-        raise CheckpointError(f"{index}: names files outside its folder: {outside}")
+        raise CheckpointFileError(f"{index}: names files outside its folder: {outside}")
     folder = _folder(model, subfolder, revision, names)
     lacking = [name for name in names if not (folder / name).is_file()]
     if lacking:
-        raise CheckpointError(f"{index}: names files that are not there: {lacking}; fetch the checkpoint again")
+        raise CheckpointFileError(f"{index}: names files that are not there: {lacking}; fetch the checkpoint again")
     return CheckpointFiles(tuple(folder / name for name in names), frozenset(weight_map))
 
 
@@ -131,5 +131,5 @@ def _folder(model: str, subfolder: str | None, revision: str | None, names: Iter
     root = download_snapshot(model, patterns, revision)
     folder = root / subfolder if subfolder else root
     if not is_hub_id(model) and not folder.is_dir():
-        raise CheckpointError(f"{root}: has no folder {subfolder!r}, whose weights the model needs")
+        raise CheckpointFileError(f"{root}: has no folder {subfolder!r}, whose weights the model needs")
     return folder

@@ -14,10 +14,10 @@ from porter.runtime.diffusion.config import set_current_diffusion_config
 from porter.runtime.diffusion.data import OmniDiffusionConfig
 from porter.runtime.diffusion.distributed.utils import set_local_device
 from porter.runtime.diffusion.model_loader.checkpoint_files import find_checkpoint_files, iterate_tensors
-from porter.runtime.errors import CheckpointError, ConfigError
+from porter.runtime.errors import CheckpointError, CheckpointFileError, ConfigError
 from porter.runtime.logger import init_logger
 from porter.runtime.model_executor.layers.linear import missing_shards
-from porter.runtime.model_executor.models.utils import persistent_buffers
+from porter.runtime.model_executor.models.utils import TrackedWeights, persistent_buffers
 
 logger = init_logger(__name__)
 
@@ -99,25 +99,21 @@ class DiffusersPipelineLoader:
         if not sources:
             return
         start = time.perf_counter()
-        offered: list[str] = []
+        weights = TrackedWeights(self._iterate_sources(sources))
         failure = CheckpointError()
         try:
-            loaded = model.load_weights(self._iterate_sources(sources, offered))
+            loaded = weights.feed(model.load_weights, type(model).__name__)
+        except CheckpointFileError:
+            raise
         except CheckpointError as error:
-            if error.headline and not (error.unexpected or error.misshapen):
-                raise  # The checkpoint itself cannot be read: nothing to compare.
             failure, loaded = error, error.loaded
-        if loaded is None:
-            raise TypeError(f"{type(model).__name__}.load_weights must return the set of names it filled, not None")
 
-        loaded = set(loaded)
-        taken = loaded | set(failure.unexpected)
-        misshapen_names = {text.partition(": ")[0] for text in failure.misshapen}
-        prefixes = tuple(source.prefix for source in sources)
-        missing = [name for name in _unfilled(model, prefixes, loaded) if name not in misshapen_names]
-        mappings = _stacked_mappings(model)
-        ignored = [name for name in offered if name not in taken and not _taken_fused(name, mappings, loaded)]
-        unexpected = [*failure.unexpected, *ignored]
+        missing, unexpected = [], list(failure.unexpected)
+        if failure.complete:
+            missing = _unfilled(model, tuple(source.prefix for source in sources), loaded)
+            taken = loaded | set(unexpected)
+            mappings = _stacked_mappings(model)
+            unexpected += [n for n in weights.names if n not in taken and not _taken_fused(n, mappings, loaded)]
         if missing or unexpected or failure.misshapen or failure.headline:
             where = ", ".join(sorted({f"{s.model_or_path}/{s.subfolder or ''}" for s in sources}))
             headline = f"the weights in {where} do not fit {type(model).__name__}"
@@ -127,22 +123,23 @@ class DiffusersPipelineLoader:
                 unexpected=unexpected,
                 misshapen=failure.misshapen,
                 loaded=loaded,
+                complete=failure.complete,
             )
-        logger.info("loaded %d tensors in %.2f seconds", len(offered), time.perf_counter() - start)
+        logger.info("loaded %d tensors in %.2f seconds", len(weights.names), time.perf_counter() - start)
 
-    def _iterate_sources(
-        self, sources: list[ComponentSource], offered: list[str]
-    ) -> Iterator[tuple[str, torch.Tensor]]:
+    def _iterate_sources(self, sources: list[ComponentSource]) -> Iterator[tuple[str, torch.Tensor]]:
         for source in sources:
+            # A source may leave the revision open; it is then the one that the whole model was asked for.
+            same_model = source.model_or_path == self.od_config.model
+            revision = source.revision or (self.od_config.revision if same_model else None)
             files = find_checkpoint_files(
                 source.model_or_path,
                 source.subfolder,
-                source.revision,
+                revision,
                 fall_back_to_pt=source.fall_back_to_pt,
                 allow_patterns=source.allow_patterns_overrides,
             )
             for name, tensor in iterate_tensors(files):
-                offered.append(source.prefix + name)
                 yield source.prefix + name, tensor
 
     def _configure_vae(self, pipeline: nn.Module) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
 
-from porter.runtime.errors import CheckpointError
+from porter.runtime.errors import CheckpointError, CheckpointFileError
 from porter.runtime.model_executor.model_loader.weight_utils import default_weight_loader
 
 
@@ -19,6 +19,52 @@ def persistent_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
         for name, buffer in module._buffers.items()
         if buffer is not None and name not in module._non_persistent_buffers_set
     }
+
+
+class TrackedWeights:
+    """A stream of named tensors that remembers what went by.
+
+    A ``load_weights`` that is no AutoWeightsLoader stops at the first tensor that does not fit, and its error need
+    not name it; the last name that went by is the one.
+    """
+
+    def __init__(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self._weights = weights
+        self.names: list[str] = []
+        self.exhausted = False
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in self._weights:
+            self.names.append(name)
+            yield name, tensor
+        self.exhausted = True
+
+    def feed(self, load_weights: Callable[[TrackedWeights], set[str] | None], owner: str) -> set[str]:
+        """Run a ``load_weights`` on the stream and return the names that it says it filled.
+
+        Raises:
+            CheckpointError: a tensor does not fit; if the loader stopped at it, the error names it.
+            TypeError: the loader returned None, so that nothing could be checked.
+        """
+        try:
+            loaded = load_weights(self)
+        except CheckpointFileError:
+            raise
+        except CheckpointError as error:
+            if self.exhausted or not self.names:
+                raise
+            misshapen = [f"{self.names[-1]}: {text}" for text in error.misshapen]
+            raise CheckpointError(
+                error.headline, unexpected=error.unexpected, misshapen=misshapen, complete=False
+            ) from error
+        except KeyError as error:
+            # What looking an unknown name up in a dict of parameters raises.
+            if self.exhausted or not self.names:
+                raise
+            raise CheckpointError(unexpected=[self.names[-1]], complete=False) from error
+        if loaded is None:
+            raise TypeError(f"load_weights of {owner} must return the set of names it filled, not None")
+        return set(loaded)
 
 
 class AutoWeightsLoader:
@@ -61,6 +107,7 @@ class AutoWeightsLoader:
         self._misshapen: list[str] = []
         self._loaded: set[str] = set()
         self._headlines: list[str] = []
+        self._complete = True
         self._load_module("", self.module, self._without_skipped(weights), is_root=True)
         if self._unexpected or self._misshapen or self._headlines:
             raise CheckpointError(
@@ -68,6 +115,7 @@ class AutoWeightsLoader:
                 unexpected=self._unexpected,
                 misshapen=self._misshapen,
                 loaded=self._loaded,
+                complete=self._complete,
             )
         return self._loaded
 
@@ -100,12 +148,20 @@ class AutoWeightsLoader:
                 for name, _ in group:
                     self._without_taker(f"{prefix}.{name}" if prefix else name)
 
-    def _delegate(self, prefix: str, own_loader: object, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def _delegate(
+        self,
+        prefix: str,
+        own_loader: Callable[..., set[str] | None],
+        weights: Iterable[tuple[str, torch.Tensor]],
+    ) -> None:
         try:
-            loaded = own_loader(weights)  # type: ignore[operator]
+            loaded = TrackedWeights(weights).feed(own_loader, repr(prefix))
+        except CheckpointFileError:
+            raise
         except CheckpointError as error:
             # Gather rather than stop, so that one error names every tensor that is wrong.
             error = error.with_prefix(prefix)
+            self._complete &= error.complete
             self._loaded |= error.loaded
             self._misshapen += error.misshapen
             for name in error.unexpected:
@@ -113,8 +169,6 @@ class AutoWeightsLoader:
             if error.headline:
                 self._headlines.append(f"{prefix}: {error.headline}")
             return
-        if loaded is None:
-            raise TypeError(f"load_weights of {prefix!r} must return the set of names it filled, not None")
         self._loaded |= {f"{prefix}.{name}" for name in loaded}
 
     def _load_tensor(self, name: str, rest: str, param: torch.Tensor, tensor: torch.Tensor) -> None:

@@ -63,7 +63,8 @@ class SDPAImpl(AttentionImpl):
             dropout_p=0.0,
             is_causal=self.causal,
             scale=self.softmax_scale,
-            enable_gqa=query.shape[1] != key.shape[1],
+            # Under torch.compile with dynamic shapes the comparison is symbolic, and the argument must be a plain bool.
+            enable_gqa=True if query.shape[1] != key.shape[1] else False,
         )
         return output.permute(0, 2, 1, 3)
 

@@ -1,0 +1,36 @@
+"""The post-processing hook of a pipeline file."""
+
+from __future__ import annotations
+
+from porter.emit.templates import fill
+from porter.rules.pipeline.postprocess import PostProcess
+
+# What diffusers calls an output, and the key under which the engine takes it.
+MEDIA = {"frames": "video", "video": "video", "audios": "audio", "audio": "audio", "sound": "audio"}
+
+
+def post_process_text(stem: str, pipeline: str, hook: PostProcess) -> str:
+    """Text of ``get_<stem>_post_process_func``."""
+    variables = [variable for _, variable in hook.outputs]
+    several = len(hook.outputs) > 1
+    raw = {variable: variable if several else "output" for variable in variables}
+    processed = {v: hook.calls[v].format(raw[v]) if v in hook.calls else raw[v] for v in variables}
+    return fill(
+        "post_process.py.j2",
+        stem=stem,
+        pipeline=pipeline,
+        processors=hook.processors,
+        calls=hook.calls,
+        default=hook.default,
+        unpack=", ".join(variables) if several else "",
+        result="output" if several else _result(hook, raw),
+        processed=_result(hook, processed) if hook.outputs else "output",
+    )
+
+
+def _result(hook: PostProcess, values: dict[str, str]) -> str:
+    keys = [MEDIA.get(field, field) for field, _ in hook.outputs]
+    if keys in (["images"], ["image"]):
+        return values[hook.outputs[0][1]]
+    pairs = ", ".join(f'"{key}": {values[v]}' for key, (_, v) in zip(keys, hook.outputs, strict=True))
+    return f"{{{pairs}}}"

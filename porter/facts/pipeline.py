@@ -1,0 +1,157 @@
+"""What a pipeline is: its components, its call parameters, what it returns and where it processes images."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field
+
+from porter.source import Definition, SourceTree
+
+TRANSFORMERS = "diffusers.models.transformers."
+CONTROLNETS = "diffusers.models.controlnets."
+CALLBACKS = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "callback", "callback_steps")
+IP_ADAPTER = (
+    "ip_adapter_image",
+    "ip_adapter_image_embeds",
+    "negative_ip_adapter_image",
+    "negative_ip_adapter_image_embeds",
+)
+
+
+@dataclass
+class Component:
+    """A component that ``__init__`` registers.
+
+    Attributes:
+        name: its attribute, and its folder in a checkpoint.
+        classes: class names of its annotation, in order.
+        converted: definitions of those classes that the port rewrites (transformers and their controlnets).
+        optional: may be absent from a checkpoint.
+    """
+
+    name: str
+    classes: list[str]
+    converted: list[Definition] = field(default_factory=list)
+    optional: bool = False
+
+
+@dataclass
+class CallParameter:
+    name: str
+    default: str | None
+    annotation: str | None
+
+
+@dataclass
+class PipelineFacts:
+    """Facts about one pipeline class, read from its source."""
+
+    definition: Definition
+    components: list[Component]
+    settings: dict[str, str | None]
+    parameters: list[CallParameter]
+    dropped: list[str]
+    offload_order: list[str]
+
+    @property
+    def name(self) -> str:
+        return self.definition.name
+
+    @property
+    def folder(self) -> str:
+        """diffusers' folder of the pipeline: ``qwenimage``."""
+        parts = self.definition.module.name.split(".")
+        return parts[2] if len(parts) > 3 else parts[-1]
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the converted denoiser classes (transformers, not controlnets)."""
+        return [
+            model.name for c in self.components for model in c.converted if model.module.name.startswith(TRANSFORMERS)
+        ]
+
+    def default(self, name: str) -> str | None:
+        return next((p.default for p in self.parameters if p.name == name), None)
+
+
+def pipeline_facts(tree: SourceTree, definition: Definition) -> PipelineFacts:
+    """Read the facts of a pipeline class."""
+    node = definition.node
+    assert isinstance(node, ast.ClassDef)
+    init, call = _method(node, "__init__"), _method(node, "__call__")
+    optional = _string_list(node, "_optional_components")
+    registered = _registered(init) if init else []
+    components, settings = [], {}
+    for arg, default in _parameters(init) if init else []:
+        if arg.arg in registered:
+            classes = _annotation_names(arg.annotation)
+            converted = [d for name in classes if (d := _converted(tree, definition, name))]
+            is_optional = arg.arg in optional or (default is not None and ast.unparse(default) == "None")
+            components.append(Component(arg.arg, classes, converted, is_optional))
+        else:
+            settings[arg.arg] = ast.unparse(default) if default is not None else None
+    params = [
+        CallParameter(
+            a.arg,
+            ast.unparse(d) if d is not None else None,
+            ast.unparse(a.annotation) if a.annotation is not None else None,
+        )
+        for a, d in (_parameters(call) if call else [])
+    ]
+    dropped = [p.name for p in params if p.name in (*CALLBACKS, *IP_ADAPTER, "return_dict")]
+    order = _string(node, "model_cpu_offload_seq")
+    return PipelineFacts(definition, components, settings, params, dropped, order.split("->") if order else [])
+
+
+def _method(node: ast.ClassDef, name: str) -> ast.FunctionDef | None:
+    return next((i for i in node.body if isinstance(i, ast.FunctionDef) and i.name == name), None)
+
+
+def _parameters(function: ast.FunctionDef) -> list[tuple[ast.arg, ast.expr | None]]:
+    args = [*function.args.posonlyargs, *function.args.args]
+    defaults: list[ast.expr | None] = [None] * (len(args) - len(function.args.defaults))
+    pairs = list(zip(args, [*defaults, *function.args.defaults], strict=True))
+    pairs += list(zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True))
+    return [pair for pair in pairs if pair[0].arg != "self"]
+
+
+def _registered(init: ast.FunctionDef) -> list[str]:
+    return [
+        keyword.arg
+        for node in ast.walk(init)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "self.register_modules"
+        for keyword in node.keywords
+        if keyword.arg
+    ]
+
+
+def _annotation_names(annotation: ast.expr | None) -> list[str]:
+    if annotation is None:
+        return []
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        annotation = ast.parse(annotation.value, mode="eval").body
+    names = [n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)]
+    return [n for n in dict.fromkeys(names) if n not in ("Union", "Optional", "list", "tuple", "List", "Tuple", "Any")]
+
+
+def _converted(tree: SourceTree, definition: Definition, name: str) -> Definition | None:
+    module = definition.module
+    bound = module.imports.get(name)
+    target = tree.resolve(bound.module, bound.name) if bound and bound.name else None
+    if target is None or not isinstance(target.node, ast.ClassDef):
+        return None
+    return target if target.module.name.startswith(TRANSFORMERS) else None
+
+
+def _string_list(node: ast.ClassDef, name: str) -> list[str]:
+    for item in node.body:
+        if isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) == name:
+            return [e.value for e in getattr(item.value, "elts", []) if isinstance(e, ast.Constant)]
+    return []
+
+
+def _string(node: ast.ClassDef, name: str) -> str | None:
+    for item in node.body:
+        if isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) == name and isinstance(item.value, ast.Constant):
+            return str(item.value.value)
+    return None

@@ -1,0 +1,241 @@
+"""Records what a pipeline does, stage by stage, without changing what it does.
+
+The same names are watched on the reference and on the port: a port keeps the component and method names of its original.
+Neural components are watched by hooks, methods by wrapping them; schedulers and image processors by their class, since a
+pipeline may copy the first and a port's hooks make the second anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from porter.parity.flatten import Leaf, clone_tree, flatten
+
+# Methods of the pipeline whose result is a stage of its own.
+STAGE_METHODS = re.compile(
+    r"_?(encode_\w+|get_\w*embeds?\w*|get_timesteps|prepare_\w*(latents|image|mask|control|video|ids)\w*)"
+)
+_COMPONENT_METHODS = ("encode", "decode", "generate")
+_SCHEDULER_METHODS = ("step", "add_noise", "scale_noise")
+_PROCESSOR_METHODS = ("preprocess", "preprocess_video", "postprocess", "postprocess_video")
+
+
+@dataclass
+class Event:
+    """One observed call."""
+
+    name: str
+    """What was called, by component: ``transformer``, ``scheduler.step``, ``encode_prompt``."""
+    call: int
+    """The how manieth call of that name."""
+    kind: str
+    """method, component, codec, schedule, step, processor or final: how strictly it must match."""
+    values: dict[str, Leaf]
+    """Flattened arguments (``args.…``) and results (``result.…``)."""
+    raw: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    """The arguments of a component's forward, to call it again."""
+
+    @property
+    def stage(self) -> str:
+        return f"{self.name}[{self.call}]"
+
+
+@dataclass
+class Capture:
+    """All events of one run, in order, and how the run ended."""
+
+    events: list[Event] = field(default_factory=list)
+    error: BaseException | None = None
+    watched: set[str] = field(default_factory=set)
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, kind: str, values: dict[str, Leaf], raw: Any = None) -> None:
+        """Append an event, numbered among those of its name."""
+        call = self._counts.get(name, 0)
+        self._counts[name] = call + 1
+        self.events.append(Event(name, call, kind, values, raw))
+
+
+def neural_components(pipeline: Any) -> dict[str, torch.nn.Module]:
+    """The pipeline's components that are torch modules, by attribute name."""
+    return {name: item for name, item in components(pipeline).items() if isinstance(item, torch.nn.Module)}
+
+
+def components(pipeline: Any) -> dict[str, Any]:
+    """Everything that hangs on the pipeline under a public name, modules included; nested pipelines' parts as well."""
+    found = {**getattr(pipeline, "_modules", {}), **vars(pipeline)}
+    found = {name: item for name, item in found.items() if not name.startswith("_") and item is not None}
+    for name, item in list(found.items()):
+        if _is_pipeline(item):
+            found |= {f"{name}.{inner}": part for inner, part in components(item).items()}
+    named: dict[int, str] = {}
+    for name, item in found.items():  # a part that hangs on the pipeline twice keeps its first name
+        named.setdefault(id(item), name)
+    return {name: item for name, item in found.items() if named[id(item)] == name}
+
+
+def _is_pipeline(item: Any) -> bool:
+    return not isinstance(item, type) and type(item).__name__.endswith("Pipeline") and hasattr(item, "__dict__")
+
+
+@contextlib.contextmanager
+def capture(pipeline: Any, methods: set[str] | None = None) -> Iterator[Capture]:
+    """Watch ``pipeline`` while the block runs. ``methods`` limits which of its own methods are watched."""
+    record = Capture()
+    parts = components(pipeline)
+    known = {id(item): name for name, item in parts.items()}
+    with contextlib.ExitStack() as stack:
+        for name in stage_methods(pipeline) if methods is None else sorted(methods & stage_methods(pipeline)):
+            record.watched.add(name)
+            _watch_method(stack, record, pipeline, name)
+        for name, item in parts.items():
+            if isinstance(item, torch.nn.Module) and not _is_pipeline(item):
+                _watch_module(stack, record, name, item)
+        seen: set[type] = set()
+        for name, item in parts.items():
+            cls = type(item)
+            if cls in seen:
+                continue
+            if hasattr(item, "set_timesteps") and hasattr(item, "step"):
+                seen.add(cls)
+                _watch_scheduler(stack, record, cls, known, name)
+            elif hasattr(item, "postprocess") and not isinstance(item, torch.nn.Module):
+                seen.add(cls)
+                for method in _PROCESSOR_METHODS:
+                    _watch_processor(stack, record, cls, method)
+        yield record
+
+
+def stage_methods(pipeline: Any) -> set[str]:
+    """Names of the pipeline's own methods that are stages."""
+    cls = type(pipeline)
+    names = (name for name in dir(cls) if STAGE_METHODS.fullmatch(name))
+    return {name for name in names if inspect.isroutine(getattr(cls, name))}
+
+
+def bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by parameter name with defaults filled in; by position where they do not fit the signature."""
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return {**{str(index): value for index, value in enumerate(args)}, **kwargs}
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def _watch_method(stack: contextlib.ExitStack, record: Capture, owner: Any, name: str) -> None:
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        record.add(name, "method", flatten(result, "result"))
+        return result
+
+    _replace(stack, owner, name, watched)
+
+
+def _watch_module(stack: contextlib.ExitStack, record: Capture, name: str, module: torch.nn.Module) -> None:
+    pending: list[tuple[dict[str, Leaf], Any]] = []
+
+    def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        values = flatten(bind(module.forward, args, kwargs), "args")
+        pending.append((values, (clone_tree(args), clone_tree(kwargs))))
+
+    def after(_: Any, __: Any, ___: Any, result: Any) -> None:
+        values, raw = pending.pop()
+        record.add(name, "component", values | flatten(result, "result"), raw)
+
+    for handle in (
+        module.register_forward_pre_hook(before, with_kwargs=True),
+        module.register_forward_hook(after, with_kwargs=True),
+    ):
+        stack.callback(handle.remove)
+    for method in _COMPONENT_METHODS:
+        if inspect.isroutine(getattr(module, method, None)):
+            _watch_codec(stack, record, name, module, method)
+
+
+def _watch_codec(
+    stack: contextlib.ExitStack, record: Capture, name: str, module: torch.nn.Module, method: str
+) -> None:
+    original = getattr(module, method)
+
+    @functools.wraps(original)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        values = flatten(bind(original, args, kwargs), "args")
+        result = original(*args, **kwargs)
+        record.add(f"{name}.{method}", "codec", values | flatten(result, "result"))
+        return result
+
+    _replace(stack, module, method, watched)
+
+
+def _watch_scheduler(
+    stack: contextlib.ExitStack, record: Capture, cls: type, known: dict[int, str], fallback: str
+) -> None:
+    depth = [0]  # a scheduler's method may call another of its own; only the outer call is a stage
+
+    def wrap(method: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if depth[0]:
+                return original(self, *args, **kwargs)
+            values = {} if method == "set_timesteps" else flatten(bind(original, (self, *args), kwargs), "args")
+            depth[0] += 1
+            try:
+                result = original(self, *args, **kwargs)
+            finally:
+                depth[0] -= 1
+            name = known.get(id(self), fallback)
+            if method == "set_timesteps":
+                schedule = {key: getattr(self, key, None) for key in ("timesteps", "sigmas")}
+                record.add(f"{name}.timesteps", "schedule", flatten(schedule, "result"))
+            else:
+                values = {key: value for key, value in values.items() if not key.startswith("args.self")}
+                record.add(f"{name}.{method}", "step", values | flatten(result, "result"))
+            return result
+
+        return watched
+
+    for method in ("set_timesteps", *_SCHEDULER_METHODS):
+        if hasattr(cls, method):
+            _replace(stack, cls, method, wrap(method, getattr(cls, method)))
+
+
+def _watch_processor(stack: contextlib.ExitStack, record: Capture, cls: type, method: str) -> None:
+    original = getattr(cls, method, None)
+    if original is None:
+        return
+
+    @functools.wraps(original)
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        values = flatten(bind(original, (self, *args), kwargs), "args")
+        result = original(self, *args, **kwargs)
+        record.add(f"{cls.__name__}.{method}", "processor", values | flatten(result, "result"))
+        return result
+
+    _replace(stack, cls, method, watched)
+
+
+def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Set an attribute until the stack unwinds, then restore exactly what was there."""
+    space = vars(owner)
+    had, before = name in space, space.get(name)
+    setattr(owner, name, value)
+
+    def restore() -> None:
+        if had:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
+
+    stack.callback(restore)

@@ -1,0 +1,164 @@
+"""The calls that a pipeline is tried with, derived from its signature and its spec.
+
+A case is a change to the spec's call, kept as a recipe, so that it can be printed, stored and rebuilt. Cases need not be
+legal: where the reference refuses a call, the port must refuse it in the same words.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from porter.parity.request import PER_PROMPT
+
+SECOND_PROMPT = "a cat on a mat, in red and blue"
+_GUIDANCE = ("guidance_scale", "true_cfg_scale")
+_OTHER_GUIDANCE = ("prior_guidance_scale", "decoder_guidance_scale", "guidance_scale_2", "audio_guidance_scale")
+_ON, _OFF = 3.5, 1.0
+
+# What bounds the cost of a call stays, whatever else is left out.
+_COST = re.compile(
+    r"(num_\w*steps|height|width|\w*num_frames|\w*frame_size|resolution|\w*length|decode_chunk_size|generator|audio_duration"
+    r"|min_\w+|max_\w+|processing_resolution|batch_size|\w*_grid|size)"
+)
+
+
+class Case(BaseModel):
+    """A named change to the call of a spec."""
+
+    name: str
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Arguments set, as recipes (see :mod:`porter.parity.recipes`)."""
+    omitted: list[str] = Field(default_factory=list)
+    """Arguments left out."""
+
+    def recipe(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The recipe of the whole call."""
+        kept = {name: value for name, value in inputs.items() if name not in self.omitted}
+        return {**kept, **self.changes}
+
+    def describe(self) -> str:
+        """The change in words."""
+        parts = [f"{name}={value!r}" for name, value in self.changes.items()]
+        if self.omitted:
+            parts.append("without " + ", ".join(self.omitted))
+        return ", ".join(parts) or "the call as it is"
+
+
+def build_cases(
+    call: Callable[..., Any], inputs: Mapping[str, Any], default_size: tuple[int, int] | None = None
+) -> list[Case]:
+    """All cases that apply to a pipeline's ``__call__``; the plain call first, no two the same.
+
+    ``default_size`` is the (height, width) of an output when neither is given; None: unknown.
+    """
+    parameters = inspect.signature(call).parameters
+    build = _Builder(inputs, set(parameters) - {"self"}, default_size)
+    required = {name for name, item in parameters.items() if item.default is item.empty}
+    candidates = [
+        Case(name="plain"),
+        *build.batches(),
+        *build.guidance(),
+        *build.sizes(),
+        *build.output_types(),
+        *build.repeats(),
+        *build.strength(),
+        build.minimal(required),
+    ]
+    unique: dict[str, Case] = {}
+    for case in candidates:
+        unique.setdefault(repr(sorted(case.recipe(inputs).items(), key=lambda item: item[0])), case)
+    return list(unique.values())
+
+
+class _Builder:
+    def __init__(self, inputs: Mapping[str, Any], parameters: set[str], default_size: tuple[int, int] | None) -> None:
+        self.inputs = inputs
+        self.parameters = parameters
+        self.default_size = default_size
+
+    def batches(self) -> list[Case]:
+        """Two prompts in one call, with one generator and with one each."""
+        changes: dict[str, Any] = {}
+        for name, value in self.inputs.items():
+            if "prompt" in name and isinstance(value, str) and "template" not in name:
+                changes[name] = [value, f"{value}, blurry" if "negative" in name else SECOND_PROMPT]
+            elif name.endswith("embeds") and isinstance(value, dict) and isinstance(value.get("$tensor"), dict):
+                recipe = value["$tensor"]
+                changes[name] = {"$tensor": {**recipe, "shape": [2 * recipe["shape"][0], *recipe["shape"][1:]]}}
+            elif name == "class_labels" and isinstance(value, list):
+                changes[name] = [*value, *value]
+        if not changes and "batch_size" in self.parameters:
+            changes["batch_size"] = 2
+        if not changes:
+            return []
+        cases = [Case(name="two prompts", changes=changes)]
+        if "generator" in self.parameters:
+            each = {"generator": [{"$generator": 1}, {"$generator": 2}]}
+            cases.append(Case(name="two prompts, a generator each", changes={**changes, **each}))
+        return cases
+
+    def guidance(self) -> list[Case]:
+        """Guidance on, off and left to the default; with and without a negative prompt."""
+        scales = [name for name in _GUIDANCE if name in self.parameters]
+        others = [name for name in _OTHER_GUIDANCE if name in self.parameters]
+        cases = []
+        negative: dict[str, Any] = {}
+        if "negative_prompt" in self.parameters and "prompt" in self.inputs:
+            negative = {"negative_prompt": self.inputs.get("negative_prompt") or "bad quality"}
+        if scales:
+            on, off = dict.fromkeys([*scales, *others], _ON), dict.fromkeys([*scales, *others], _OFF)
+            cases.append(Case(name="guidance on", changes={**on, **negative}))
+            cases.append(Case(name="guidance off", changes=off))
+            cases.append(Case(name="guidance omitted", changes=negative, omitted=[*scales, *others]))
+            if negative:
+                without = [name for name in self.inputs if name.startswith("negative_prompt")]
+                cases.append(Case(name="guidance on, no negative prompt", changes=on, omitted=without))
+        elif negative:
+            cases.append(Case(name="negative prompt", changes=negative))
+        return cases
+
+    def sizes(self) -> list[Case]:
+        """Another size, not square, so that no two axes can be mistaken for each other."""
+        if not {"height", "width"} <= self.parameters:
+            return []
+        given = self.inputs.get("height"), self.inputs.get("width")
+        height, width = given if None not in given else self.default_size or (64, 64)
+        return [
+            Case(name="taller", changes={"height": 2 * height, "width": width}),
+            Case(name="wider", changes={"height": height, "width": 2 * width}),
+        ]
+
+    def output_types(self) -> list[Case]:
+        if "output_type" not in self.parameters:
+            return []
+        kinds = [Case(name=f"output {kind}", changes={"output_type": kind}) for kind in ("latent", "pil", "np", "pt")]
+        return kinds
+
+    def repeats(self) -> list[Case]:
+        """Several outputs per prompt."""
+        names = sorted(name for name in self.parameters if PER_PROMPT.fullmatch(name))
+        cases = [Case(name="two per prompt", changes=dict.fromkeys(names, 2))] if names else []
+        if names and "generator" in self.parameters:
+            each = [{"$generator": 3}, {"$generator": 4}]
+            changes = {**dict.fromkeys(names, 2), "generator": each}
+            cases.append(Case(name="two per prompt, a generator each", changes=changes))
+        return cases
+
+    def strength(self) -> list[Case]:
+        """A start in the middle of the schedule."""
+        if "strength" not in self.parameters:
+            return []
+        steps = {"num_inference_steps": 4} if "num_inference_steps" in self.parameters else {}
+        return [Case(name="half strength", changes={"strength": 0.5, **steps})]
+
+    def minimal(self, required: set[str]) -> Case:
+        """Only what the call needs; every other argument left to its default."""
+        inputs = self.inputs
+        kept = {name for name in inputs if name in required or name == "prompt" or _COST.fullmatch(name)}
+        kept |= {name for name, value in inputs.items() if isinstance(value, (dict, list)) and "negative" not in name}
+        return Case(name="defaults", omitted=sorted(set(inputs) - kept))

@@ -1,0 +1,84 @@
+"""What a parity run found, in a form that can be stored."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from porter.parity.compare import StageResult
+from porter.parity.locate import Location
+from porter.parity.weight_check import WeightReport
+
+CaseVerdict = Literal["parity", "rejected alike", "differs", "reference not repeatable"]
+Verdict = Literal[
+    "parity",
+    "differs",
+    "reference not repeatable",
+    "reference does not load",
+    "port does not load",
+    "not tested (no checkpoint)",
+]
+
+
+class Pictures(BaseModel):
+    """The first picture of a case's output, on both sides, as PNG data URIs."""
+
+    reference: str = ""
+    port: str = ""
+    difference: str = ""
+
+
+class CaseResult(BaseModel):
+    """One call, compared."""
+
+    name: str
+    description: str
+    verdict: CaseVerdict
+    stages: list[StageResult] = Field(default_factory=list)
+    first_difference: StageResult | None = None
+    location: Location | None = None
+    """Inside the component, where the difference starts."""
+    unobserved: list[str] = Field(default_factory=list)
+    """Stages that the reference has and the port does not show; the stages behind them were compared."""
+    largest_difference: float = 0.0
+    reference_error: str = ""
+    port_error: str = ""
+    seconds_reference: float = 0.0
+    seconds_port: float = 0.0
+    pictures: Pictures | None = Field(default=None, repr=False)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the port does what the reference does, be it refusing."""
+        return self.verdict in ("parity", "rejected alike")
+
+
+class ParityReport(BaseModel):
+    """Everything about one pipeline."""
+
+    pipeline: str
+    verdict: Verdict
+    reason: str = ""
+    device: str = "cpu"
+    dtype: str = "float32"
+    weights: WeightReport | None = None
+    cases: list[CaseResult] = Field(default_factory=list)
+    environment: dict[str, str] = Field(default_factory=dict)
+    command: str = ""
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether the port is at parity."""
+        return self.verdict == "parity"
+
+    @property
+    def exit_code(self) -> int:
+        """0 at parity; 1 for every other answer, "not tested" among them: what was not tested has not passed."""
+        return 0 if self.passed else 1
+
+    @property
+    def largest_difference(self) -> float:
+        """The largest absolute difference over all cases."""
+        return max((case.largest_difference for case in self.cases), default=0.0)

@@ -1,0 +1,195 @@
+"""Runs diffusers and a port side by side and reports whether they compute the same."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from porter.parity import checkpoint as checkpoints
+from porter.parity import spec as specs
+from porter.parity.capture import Capture, neural_components, stage_methods
+from porter.parity.cases import Case, build_cases
+from porter.parity.compare import StageResult, compare, first_difference, largest_difference
+from porter.parity.locate import Location, locate
+from porter.parity.pictures import pictures
+from porter.parity.recipes import decode
+from porter.parity.results import CaseResult, ParityReport
+from porter.parity.sides import Port, Reference, Side, rejection, small_areas
+from porter.parity.weight_check import check_weights
+
+_PACKAGES = ("porter", "torch", "diffusers", "transformers", "safetensors", "numpy")
+
+
+def run_parity(
+    name: str,
+    *,
+    checkpoint: str | Path | None = None,
+    models_dir: str | Path | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    cases: Sequence[str] | None = None,
+    root: str | Path | None = None,
+    seed: int = 0,
+) -> ParityReport:
+    """Compare the port of pipeline ``name`` with diffusers, stage by stage, over all cases that apply.
+
+    Args:
+        name: the pipeline class, with or without ``diffusers.`` in front.
+        checkpoint: a checkpoint folder; None: a tiny random one is built from the pipeline's spec.
+        models_dir: folder of ports as ``porter convert -o`` writes it; None: the committed ones.
+        device: where both sides run.
+        dtype: of the weights on both sides.
+        cases: names of the cases to run; None: all.
+        root: folder of specs outside the project.
+        seed: of the random weights.
+
+    Raises:
+        SpecError: the spec is malformed, or none of the named cases exists.
+    """
+    name = name.removeprefix("diffusers.")
+    started = time.perf_counter()
+    report = ParityReport(
+        pipeline=name, verdict="parity", device=device, dtype=dtype, environment=_environment(), command=_command(name)
+    )
+    if name not in specs.available(root):
+        report.verdict = "not tested (no checkpoint)"
+        report.reason = f"no tiny checkpoint for {name}; available: porter.parity.checkpoint.available()"
+        return report
+    with tempfile.TemporaryDirectory(prefix="porter-parity-") as scratch:
+        folder = Path(checkpoint) if checkpoint else checkpoints.build(name, Path(scratch) / name, seed, root)
+        _run(report, folder, models_dir, cases, specs.read(name, root))
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _run(
+    report: ParityReport, folder: Path, models_dir: str | Path | None, wanted: Sequence[str] | None, spec: specs.Spec
+) -> None:
+    try:
+        reference = Reference(folder, report.device, getattr(torch, report.dtype))
+    except Exception as error:
+        report.verdict, report.reason = "reference does not load", rejection(error)
+        return
+    chosen = _choose(build_cases(type(reference.pipeline).__call__, spec.inputs, _default_size(reference)), wanted)
+    try:
+        port = Port(folder, models_dir, report.device, report.dtype)
+    except Exception as error:
+        report.verdict, report.reason = "port does not load", f"{type(error).__name__}: {rejection(error)}"
+        return
+    report.weights = check_weights(reference.pipeline, port.pipeline)
+    tensors = _load_tensors(spec)
+    with small_areas(reference.pipeline, port.pipeline):
+        for case in chosen:
+            recipe = case.recipe(spec.inputs)
+            report.cases.append(run_case(case, recipe, tensors, reference, port, report.device))
+    verdicts = {case.verdict for case in report.cases}
+    if not report.weights.passed:
+        report.verdict, report.reason = "differs", f"weights: {report.weights.summary()}"
+    elif "differs" in verdicts:
+        report.verdict = "differs"
+    elif "reference not repeatable" in verdicts:
+        report.verdict = "reference not repeatable"
+    elif "parity" not in verdicts:
+        report.verdict, report.reason = "differs", "no call was computed: the reference refused all of them"
+
+
+def run_case(
+    case: Case,
+    recipe: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    reference: Side,
+    port: Side,
+    device: str = "cpu",
+) -> CaseResult:
+    """Run one call: twice on the reference, which must repeat itself, then on the port."""
+    methods = stage_methods(reference.pipeline) & stage_methods(port.pipeline)
+    result = CaseResult(name=case.name, description=case.describe(), verdict="parity")
+    first = reference.run(decode(recipe, tensors), methods)
+    started = time.perf_counter()
+    second = reference.run(decode(recipe, tensors), methods)
+    result.seconds_reference = time.perf_counter() - started
+    result.reference_error = rejection(second.error)
+    unsteady = first_difference([stage for stage in compare(first, second) if stage.verdict != "not a number"])
+    if unsteady or rejection(first.error) != rejection(second.error):
+        result.verdict, result.first_difference = "reference not repeatable", unsteady
+        return result
+    del first
+    started = time.perf_counter()
+    theirs = port.run(decode(recipe, tensors), methods)
+    result.seconds_port = time.perf_counter() - started
+    result.port_error = rejection(theirs.error)
+    if second.error is not None:
+        alike = theirs.error is not None and result.reference_error in result.port_error
+        result.verdict = "rejected alike" if alike else "differs"
+        return result
+    result.stages = compare(second, theirs, device)
+    result.largest_difference = largest_difference(result.stages)
+    result.unobserved = sorted({stage.stage for stage in result.stages if stage.verdict == "unobserved"})
+    result.unobserved += sorted(stage_methods(reference.pipeline) - methods)
+    result.first_difference = first_difference(result.stages)
+    if result.first_difference is not None or theirs.error is not None:
+        result.verdict = "differs"
+        result.location = _locate(result.first_difference, second, reference, port)
+    result.pictures = pictures(second, theirs)
+    return result
+
+
+def _locate(found: StageResult | None, record: Capture, reference: Side, port: Side) -> Location | None:
+    """Look inside the component whose result differs though its arguments were equal."""
+    if found is None or found.kind != "component" or found.verdict != "differs" or found.arguments_differ:
+        return None
+    event = next(event for event in record.events if event.stage == found.stage)
+    mine, its = neural_components(reference.pipeline), neural_components(port.pipeline)
+    if event.raw is None or event.name not in mine or event.name not in its:
+        return None
+    return locate(mine[event.name], its[event.name], event.raw)
+
+
+def _choose(cases: list[Case], wanted: Sequence[str] | None) -> list[Case]:
+    if wanted is None:
+        return cases
+    chosen = [case for case in cases if case.name in wanted]
+    unknown = set(wanted) - {case.name for case in cases}
+    if unknown:
+        names = ", ".join(repr(case.name) for case in cases)
+        raise specs.SpecError(f"no such case: {', '.join(sorted(unknown))}; there are {names}")
+    return chosen
+
+
+def _default_size(reference: Side) -> tuple[int, int] | None:
+    """The size of an output when the call gives none: what the denoiser was made for, times the VAE's factor."""
+    pipeline = reference.pipeline
+    scale = getattr(pipeline, "vae_scale_factor", None)
+    for name in ("unet", "transformer", "prior"):
+        config = getattr(getattr(pipeline, name, None), "config", None)
+        sample = getattr(config, "sample_size", None)
+        if isinstance(sample, int) and isinstance(scale, (int, float)):
+            return int(sample * scale), int(sample * scale)
+    return None
+
+
+def _load_tensors(spec: specs.Spec) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(spec.tensors) if spec.tensors else {}
+
+
+def _environment() -> dict[str, str]:
+    found = {"python": platform.python_version(), "machine": platform.machine(), "threads": str(torch.get_num_threads())}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _command(name: str) -> str:
+    return f"porter parity {name}"

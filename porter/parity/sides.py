@@ -1,0 +1,142 @@
+"""The two sides of a comparison: diffusers itself, and the port in the engine."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from porter.parity.capture import Capture, capture, neural_components
+from porter.parity.flatten import flatten
+from porter.parity.request import to_request
+
+# Some pipelines resize every picture to a megapixel, whatever the call says. Both sides then get this fraction of the
+# area, but never less than the least that a vision encoder takes.
+_AREA_FRACTION = 1 / 256
+_LEAST_AREA = 48 * 48
+
+
+class Side(Protocol):
+    """Runs calls and records them."""
+
+    pipeline: Any
+
+    def run(self, kwargs: dict[str, Any], methods: set[str] | None = None) -> Capture:
+        """Run one call; an exception is recorded, not raised."""
+        ...
+
+
+class Reference:
+    """The diffusers pipeline."""
+
+    def __init__(self, checkpoint: Path, device: str, dtype: torch.dtype) -> None:
+        from diffusers import DiffusionPipeline
+
+        self.pipeline = DiffusionPipeline.from_pretrained(str(checkpoint), torch_dtype=dtype)
+        self.pipeline.to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        align(self.pipeline)
+
+    def run(self, kwargs: dict[str, Any], methods: set[str] | None = None) -> Capture:
+        """Call the pipeline."""
+
+        def call() -> list[Any]:
+            result = self.pipeline(**kwargs, return_dict=False)
+            return list(result) if isinstance(result, tuple) else [result]
+
+        return _run(self.pipeline, kwargs, call, methods)
+
+
+class Port:
+    """The port, through the engine."""
+
+    def __init__(self, checkpoint: Path, models_dir: str | Path | None, device: str, dtype: str) -> None:
+        from porter.runtime import Omni
+
+        self.omni = Omni(model=str(checkpoint), models_dir=models_dir, device=device, dtype=dtype)
+        self.pipeline: Any = self.omni.pipeline
+        if hasattr(self.pipeline, "set_progress_bar_config"):
+            self.pipeline.set_progress_bar_config(disable=True)
+        align(self.pipeline)
+
+    def run(self, kwargs: dict[str, Any], methods: set[str] | None = None) -> Capture:
+        """Send the call as a request."""
+
+        def call() -> list[Any]:
+            [result] = self.omni.generate(*to_request(kwargs))
+            media = [result.images, result.frames, result.audios]
+            media = [item for item in media if item is not None and (hasattr(item, "shape") or len(item))]
+            return media or [result.output]
+
+        return _run(self.pipeline, kwargs, call, methods)
+
+
+def align(pipeline: Any) -> None:
+    """Copy all weights to memory of their own.
+
+    Safetensors files are mapped into memory at whatever offset a tensor has; kernels take other paths for unaligned
+    storage, and the last bits differ.
+    """
+    for module in neural_components(pipeline).values():
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.clone()
+
+
+def rejection(error: BaseException | None) -> str:
+    """The text of an exception, in one form for both sides."""
+    return " ".join(str(error).split()) if error is not None else ""
+
+
+@contextlib.contextmanager
+def small_areas(*pipelines: Any) -> Iterator[None]:
+    """Scale down the target areas that pipelines have hard-coded, on all of them alike."""
+    with contextlib.ExitStack() as stack:
+        for module in {id(module): module for module in map(_module_of, pipelines)}.values():
+            original = getattr(module, "calculate_dimensions", None)
+            if callable(original):
+                stack.callback(setattr, module, "calculate_dimensions", original)
+                module.calculate_dimensions = _scaled(original)
+        yield
+
+
+def _module_of(pipeline: Any) -> Any:
+    return sys.modules[type(pipeline).__module__]
+
+
+def _scaled(original: Callable[..., Any]) -> Callable[..., Any]:
+    def calculate_dimensions(target_area: float, *args: Any, **kwargs: Any) -> Any:
+        return original(max(target_area * _AREA_FRACTION, _LEAST_AREA), *args, **kwargs)
+
+    return calculate_dimensions
+
+
+def _run(
+    pipeline: Any, kwargs: dict[str, Any], call: Callable[[], list[Any]], methods: set[str] | None
+) -> Capture:
+    # Some components draw from the global generators when none is handed in.
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    with capture(pipeline, methods) as record:
+        try:
+            final = call()
+        except Exception as error:
+            record.error = error
+            return record
+    record.add("output", "final", final_leaves(final))
+    generators = kwargs.get("generator")
+    if generators is not None:
+        record.add("generator state", "final", flatten(generators, "result"))
+    return record
+
+
+def final_leaves(outputs: list[Any]) -> dict[str, Any]:
+    """The arrays of a call's output in order; how they were nested and what was flagged beside them is left out."""
+    leaves = [leaf for leaf in flatten(outputs).values() if isinstance(leaf, (torch.Tensor, np.ndarray))]
+    return {f"result.{index}": leaf for index, leaf in enumerate(leaves) if leaf.dtype not in (torch.bool, np.bool_)}

@@ -1,0 +1,184 @@
+"""From a pipeline's name to its port."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from porter.emit.hooks import post_process_text
+from porter.emit.module import render
+from porter.emit.names import family, model_stem, pipeline_stem
+from porter.emit.templates import fill
+from porter.emit.write import OutputError, check_folder, read_registry, registry_text, write_files
+from porter.facts.pipeline import TRANSFORMERS, PipelineFacts, pipeline_facts
+from porter.rules.build import SUPPORT, Builder, PortedFile
+from porter.rules.engine import Residue
+from porter.rules.model.rewrite import ModelRewriter
+from porter.rules.pipeline.rewrite import PipelineRewriter
+from porter.source import Definition, SourceTree
+from porter.targets import Target, get_target
+
+__all__ = ["OutputError", "Port", "convert", "convert_all"]
+
+
+@dataclass
+class Port:
+    """A converted pipeline.
+
+    Attributes:
+        name: class name of the pipeline.
+        family: folder of the port.
+        files: what was written, relative to the output folder (absolute texts are on disk).
+        residue: what no rule translated, with file, line and reason.
+        features: what the port supports, by name.
+        dropped: arguments and features of the original that it does not have.
+    """
+
+    name: str
+    family: str
+    stem: str
+    files: list[str] = field(default_factory=list)
+    residue: list[Residue] = field(default_factory=list)
+    features: dict[str, str] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def clean(self) -> bool:
+        """No residue that results can depend on."""
+        return not any(entry.affects_results for entry in self.residue)
+
+
+class Converter:
+    """Converts pipelines of one source tree for one target; shared model files are built once."""
+
+    def __init__(self, tree: SourceTree, target: Target) -> None:
+        self.tree, self.target = tree, target
+        self._models: dict[str, tuple[str, PortedFile]] = {}
+        self._families: dict[str, str] = {}
+
+    def port(self, name: str) -> Port:
+        """Convert one pipeline, in memory.
+
+        Raises:
+            SourceError: unknown name, no pipeline, or a source that does not parse.
+        """
+        definition = self.tree.find_pipeline(name)
+        facts = pipeline_facts(self.tree, definition)
+        port = Port(facts.name, self._family(facts), pipeline_stem(facts.name))
+        relative: dict[str, str] = {}
+        for component in facts.components:
+            for model in component.converted:
+                stem = f"{model_stem(model.name)}_transformer"
+                relative[model.name] = stem
+                text, built = self._model(stem, model)
+                self._take(port, f"{stem}.py", text, built)
+        rewriter = PipelineRewriter(facts)
+        built = Builder(self.tree, self.target.symbols, rewriter, relative).build([definition])
+        self._hooks(port, facts, rewriter, built)
+        self._take(port, f"pipeline_{port.stem}.py", self._pipeline_text(port, facts, rewriter, built), built)
+        port.texts[f"{port.family}/__init__.py"] = f'"""Ported pipelines of the {port.family} family."""\n'
+        port.texts[f"{port.family}/{SUPPORT}.py"] = self._support()
+        port.files = sorted(port.texts)
+        return port
+
+    def _take(self, port: Port, file: str, text: str, built: PortedFile) -> None:
+        port.texts[f"{port.family}/{file}"] = text
+        port.residue += [r for r in built.residue if r not in port.residue]
+        port.dropped += [d for d in built.dropped if d not in port.dropped]
+
+    def _model(self, stem: str, definition: Definition) -> tuple[str, PortedFile]:
+        if stem not in self._models:
+            built = Builder(self.tree, self.target.symbols, ModelRewriter()).build([definition])
+            self._models[stem] = (render(built, self.tree, self.target), built)
+        return self._models[stem]
+
+    def _family(self, facts: PipelineFacts) -> str:
+        if not facts.models:
+            return facts.folder
+        if facts.folder not in self._families:
+            models = set(facts.models)
+            package = self.tree.root / "pipelines" / facts.folder
+            for file in sorted(package.glob("*.py")):
+                models |= set(re.findall(r"^ {8}transformer\w*: (\w+Transformer\w+),", file.read_text(), re.MULTILINE))
+            self._families[facts.folder] = family(facts.folder, sorted(models))
+        return self._families[facts.folder]
+
+    def _hooks(self, port: Port, facts: PipelineFacts, rewriter: PipelineRewriter, built: PortedFile) -> None:
+        module = facts.definition.module
+        built.imports["OmniDiffusionConfig"] = ("vllm_omni.diffusion.data", "OmniDiffusionConfig")
+        if rewriter.post_process.calls:
+            built.relative["requested_output_type"] = SUPPORT
+        for name in rewriter.post_process.needs:
+            bound = module.imports.get(name)
+            target = self.tree.resolve(bound.module, bound.name) if bound and bound.name else None
+            if target is not None:
+                built.imports[name] = (target.module.name, target.name)
+
+    def _pipeline_text(self, port: Port, facts: PipelineFacts, rewriter: PipelineRewriter, built: PortedFile) -> str:
+        text = render(built, self.tree, self.target)
+        hook = post_process_text(port.stem, facts.name, rewriter.post_process)
+        return f"{text}\n\n{hook}"
+
+    def _support(self) -> str:
+        text = fill("support.py.j2")
+        pattern = re.compile(r"^(\s*from )(vllm(?:_omni)?[\w.]*)( import )", re.MULTILINE)
+        return pattern.sub(lambda found: found[1] + self.target.module(found[2]) + found[3], text)
+
+
+def convert(
+    name: str,
+    output_dir: str | Path | None = None,
+    target: str = "porter",
+    source: str | Path | None = None,
+) -> Port:
+    """Convert one diffusers pipeline.
+
+    Args:
+        name: ``diffusers.QwenImageEditPipeline`` or ``QwenImageEditPipeline``.
+        output_dir: where to write the port; None converts without writing.
+        target: ``porter`` or ``vllm-omni``.
+        source: a diffusers source folder; the installed package by default.
+
+    Raises:
+        SourceError: unknown pipeline (with the nearest names), a class that is none, a source that does not parse.
+        OutputError: the folder cannot be used; nothing was written.
+    """
+    return convert_all([name], output_dir, target, source)[0]
+
+
+def convert_all(
+    names: list[str],
+    output_dir: str | Path | None = None,
+    target: str = "porter",
+    source: str | Path | None = None,
+) -> list[Port]:
+    """Convert several pipelines; they share model files where they share models. See :func:`convert`."""
+    folder = Path(output_dir) if output_dir is not None else None
+    if folder is not None:
+        check_folder(folder)
+    converter = Converter(SourceTree(source), get_target(target))
+    ports = [converter.port(name) for name in names]
+    if folder is not None:
+        write_ports(folder, ports)
+    return ports
+
+
+def write_ports(folder: Path, ports: list[Port]) -> None:
+    """Write ports and the registry that names them, merged with the registry that is there."""
+    tables = read_registry(folder)
+    files: dict[str, str] = {}
+    for port in ports:
+        files.update(port.texts)
+        module = f"pipeline_{port.stem}"
+        tables["_DIFFUSION_MODELS"][port.name] = (port.family, module, port.name)
+        for table, kind in (("_DIFFUSION_PRE_PROCESS_FUNCS", "pre"), ("_DIFFUSION_POST_PROCESS_FUNCS", "post")):
+            function = f"get_{port.stem}_{kind}_process_func"
+            if f"def {function}(" in port.texts[f"{port.family}/{module}.py"]:
+                tables[table][port.name] = function
+            else:
+                tables[table].pop(port.name, None)
+    files["registry.py"] = registry_text(tables)
+    files.setdefault("__init__.py", '"""Generated vLLM-Omni models."""\n')
+    write_files(folder, files)

@@ -1,0 +1,63 @@
+"""Remove call parameters that have no meaning in the engine, everywhere they are passed on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import libcst as cst
+
+from porter.rules.engine import SURFACE, Context, Rule, parameters
+from porter.rules.fold import dotted
+
+
+class DropArguments(Rule):
+    """Remove dropped parameters (callbacks, IP-adapter, ``return_dict``) from methods and from the calls of methods.
+
+    Their branches were folded before, with None for the absent value; what remains are signatures and arguments.
+
+    Args:
+        dropped: parameter names to remove.
+        signatures: parameter names of each method of the class, ``self`` left out, as the source has them.
+    """
+
+    name = "drop-arguments"
+    safety = SURFACE
+
+    def __init__(self, dropped: tuple[str, ...], signatures: dict[str, list[str]]) -> None:
+        self.dropped = dropped
+        self.signatures = signatures
+
+    def leave_FunctionDef(self, ctx: Context, original: cst.FunctionDef, updated: cst.FunctionDef) -> cst.FunctionDef:
+        if not any(p.name.value in self.dropped for p in parameters(updated)):
+            return updated
+        params = updated.params
+        return updated.with_changes(
+            params=params.with_changes(
+                params=[p for p in params.params if p.name.value not in self.dropped],
+                kwonly_params=[p for p in params.kwonly_params if p.name.value not in self.dropped],
+            )
+        )
+
+    def leave_Call(self, ctx: Context, original: cst.Call, updated: cst.Call) -> Any:
+        name = dotted(updated.func)
+        if not name or not name.startswith("self.") or name.count(".") != 1:
+            return updated
+        signature = self.signatures.get(name.removeprefix("self."))
+        if signature is None:
+            return updated
+        kept, position = [], 0
+        for arg in updated.args:
+            if arg.keyword is not None:
+                keep = arg.keyword.value not in self.dropped
+            elif arg.star:
+                keep = True
+            else:
+                keep = position >= len(signature) or signature[position] not in self.dropped
+                position += 1
+            if keep:
+                kept.append(arg)
+        if len(kept) == len(updated.args):
+            return updated
+        if kept:
+            kept[-1] = kept[-1].with_changes(comma=updated.args[-1].comma)
+        return updated.with_changes(args=kept)

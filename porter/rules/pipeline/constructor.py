@@ -1,0 +1,118 @@
+"""Build components where ``DiffusionPipeline`` was handed them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import libcst as cst
+import libcst.matchers as m
+
+from porter.facts.pipeline import Component, PipelineFacts
+from porter.rules.engine import SURFACE, Context, Rule, body_statements, code, statements
+from porter.rules.model.processors import rename
+
+LOADER = "vllm_omni.diffusion.model_loader.diffusers_loader"
+
+
+class PipelineConstructor(Rule):
+    """Rewrite ``__init__`` to take ``od_config`` and build each component (guide, step 1.2.2).
+
+    Transformers are built from their config and filled through ``weights_sources``; every other component is loaded
+    from its folder, as the class that ``model_index.json`` names. What the source's constructor derives from its
+    components follows unchanged.
+    """
+
+    name = "pipeline-constructor"
+    safety = SURFACE
+
+    def __init__(self, facts: PipelineFacts) -> None:
+        self.facts = facts
+
+    def apply(self, ctx: Context, init: cst.FunctionDef) -> cst.FunctionDef:
+        ctx.used(self)
+        ctx.need("vllm_omni.diffusion.data", "OmniDiffusionConfig")
+        ctx.need("vllm_omni.diffusion.distributed.utils", "get_local_device")
+        built = statements(self._head(ctx))
+        names = {c.name for c in self.facts.components}
+        block = cst.IndentedBlock(body=[s for s in body_statements(init) if not _is_registration(s)])
+        for name in names:
+            block = _qualify(block, name)
+        rest = [_settings(s, ctx) for s in block.body]
+        profiler = statements(
+            "self.setup_diffusion_pipeline_profiler("
+            "enable_diffusion_pipeline_profiler=od_config.enable_diffusion_pipeline_profiler)"
+        )
+        signature = cst.parse_statement('def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""): pass')
+        assert isinstance(signature, cst.FunctionDef)
+        return init.with_changes(
+            params=signature.params,
+            decorators=[],
+            body=init.body.with_changes(body=[*built, *rest, *profiler]),
+        )
+
+    def _head(self, ctx: Context) -> str:
+        converted = [c for c in self.facts.components if c.converted]
+        lines = ["super().__init__()", "self.od_config = od_config", "self.device = get_local_device()"]
+        if converted:
+            ctx.need("", "weights_source")
+            sources = ", ".join(f'weights_source(od_config, "{c.name}")' for c in converted if not c.optional)
+            lines.append(f"self.weights_sources = [{sources}]")
+        else:
+            lines.append("self.weights_sources = []")
+        lines += [self._setting(ctx, name, default) for name, default in self.facts.settings.items()]
+        for component in self.facts.components:
+            lines += self._transformer(ctx, component) if component.converted else [self._loaded(ctx, component)]
+        return "\n".join(lines) + "\n"
+
+    def _setting(self, ctx: Context, name: str, default: str | None) -> str:
+        ctx.need("", "model_index_value")
+        return f'{name} = model_index_value(od_config, "{name}", {default})'
+
+    def _loaded(self, ctx: Context, component: Component) -> str:
+        ctx.need("", "load_component")
+        classes = [c for c in component.classes if c in ctx.module.imports or c in ctx.module.definitions]
+        arguments = ", ".join(["od_config", f'"{component.name}"', *classes])
+        return f"self.{component.name} = load_component({arguments})"
+
+    def _transformer(self, ctx: Context, component: Component) -> list[str]:
+        name, model = component.name, component.converted[0].name
+        if name == "transformer" and len(component.converted) == 1 and not component.optional:
+            ctx.need("vllm_omni.diffusion.utils.tf_utils", "get_transformer_config_kwargs")
+            return [
+                f"transformer_kwargs = get_transformer_config_kwargs(od_config.tf_model_config, {model})",
+                f"self.transformer = {model}(od_config=od_config, **transformer_kwargs)",
+            ]
+        ctx.need("", "build_component")
+        classes = ", ".join(d.name for d in component.converted)
+        lines = [f'self.{name} = build_component(od_config, "{name}", {classes})']
+        if component.optional:
+            lines += [
+                f"if self.{name} is not None:",
+                f'    self.weights_sources.append(weights_source(od_config, "{name}"))',
+            ]
+        return lines
+
+
+def _is_registration(statement: cst.CSTNode) -> bool:
+    text = code(statement)
+    return text.startswith(("super().__init__(", "self.register_modules("))
+
+
+def _qualify(block: Any, name: str) -> Any:
+    """``vae`` to ``self.vae``: the constructor's parameters became attributes."""
+    return rename(block, name, f"self.{name}") if _reads(block, name) else block
+
+
+def _reads(block: Any, name: str) -> bool:
+    return bool(m.findall(block, m.Name(name)))
+
+
+def _settings(statement: Any, ctx: Context) -> Any:
+    """``self.register_to_config(a=a)`` to ``self.config = FrozenDict(a=a)``."""
+    text = code(statement)
+    if not text.startswith("self.register_to_config("):
+        return statement
+    ctx.need("diffusers.configuration_utils", "FrozenDict")
+    inner = text.removeprefix("self.register_to_config(")
+    held = "**getattr(self, 'config', {}), "
+    return cst.parse_statement(f"self.config = FrozenDict({held.replace(chr(39), chr(34))}{inner}")

@@ -1,0 +1,105 @@
+"""Turn ``__call__`` into ``forward(req, …)``: request in, ``DiffusionOutput`` out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import libcst as cst
+import libcst.matchers as m
+
+from porter.facts.pipeline import PipelineFacts
+from porter.rules.engine import SURFACE, Context, Rule, body_statements, code, is_docstring, statements
+from porter.rules.fold import dotted
+
+# Fields of diffusers' outputs that are flags beside the media.
+FLAGS = ("nsfw_content_detected", "revised_prompts")
+
+
+class Forward(Rule):
+    """Rewrite ``__call__`` as ``forward`` (guide, step 1.2.3).
+
+    The request comes first; the diffusers parameters follow with the diffusers defaults. A value of the request wins
+    over an argument, an argument over the default, and an omitted value leaves the default as it is.
+    """
+
+    name = "pipeline-forward"
+    safety = SURFACE
+
+    def __init__(self, facts: PipelineFacts) -> None:
+        self.facts = facts
+
+    def apply(self, ctx: Context, call: cst.FunctionDef) -> cst.FunctionDef:
+        ctx.used(self)
+        ctx.need("vllm_omni.diffusion.data", "DiffusionOutput")
+        ctx.need("vllm_omni.diffusion.worker.request_batch", "DiffusionRequestBatch")
+        ctx.need("", "request_arguments")
+        own = [p for p in self.facts.parameters if p.name not in self.facts.dropped]
+        dropped = ", ".join(f'"{name}"' for name in self.facts.dropped)
+        lines = [f"given = request_arguments(req, type(self).forward, dropped=({dropped}{',' if dropped else ''}))"]
+        lines += [f'{p.name} = given.pop("{p.name}", {p.name})' for p in own]
+        star = call.params.star_kwarg
+        if isinstance(star, cst.Param):
+            lines.append(f"{star.name.value}.update(given)")
+        req = cst.Param(name=cst.Name("req"), annotation=cst.Annotation(cst.Name("DiffusionRequestBatch")))
+        first, *rest = [p.with_changes(comma=cst.MaybeSentinel.DEFAULT) for p in call.params.params]
+        rest = [p if p.default is not None else p.with_changes(default=cst.Name("None")) for p in rest]
+        doc = [s for s in list(call.body.body)[:1] if is_docstring(s)]
+        body = [_returns(s, self.facts) for s in body_statements(call)]
+        return call.with_changes(
+            name=cst.Name("forward"),
+            decorators=[d for d in call.decorators if dotted(_target(d)) == "torch.no_grad"],
+            params=call.params.with_changes(params=[first, req, *rest]),
+            returns=cst.Annotation(cst.Name("DiffusionOutput")),
+            body=call.body.with_changes(body=[*doc, *statements("\n".join(lines)), *body]),
+        )
+
+
+def _target(decorator: cst.Decorator) -> cst.BaseExpression:
+    node = decorator.decorator
+    return node.func if isinstance(node, cst.Call) else node
+
+
+class _Returns(cst.CSTTransformer):
+    def visit_FunctionDef(self, node: cst.FunctionDef) -> bool:
+        return False
+
+    def visit_Lambda(self, node: cst.Lambda) -> bool:
+        return False
+
+    def leave_Return(self, original: cst.Return, updated: cst.Return) -> cst.Return:
+        if updated.value is None:
+            return updated
+        return cst.Return(value=cst.parse_expression(f"DiffusionOutput(output={code(output_value(updated.value))})"))
+
+
+def output_value(node: cst.BaseExpression) -> cst.BaseExpression:
+    """What a return hands out: the media of an output object, or the value itself."""
+    if isinstance(node, cst.Call) and (dotted(node.func) or "").endswith("Output"):
+        values = [a.value for a in node.args if not (a.keyword and a.keyword.value in FLAGS)]
+        if len(values) == 1:
+            return values[0]
+        return cst.Tuple([cst.Element(v) for v in values])
+    if isinstance(node, cst.Tuple) and len(node.elements) == 1:
+        return node.elements[0].value
+    return node
+
+
+def output_fields(returns: list[cst.Return]) -> list[tuple[str, str]]:
+    """(field, variable) pairs of the last returned output object: ``[("frames", "video")]``."""
+    for item in reversed(returns):
+        node = item.value
+        if isinstance(node, cst.Call) and (dotted(node.func) or "").endswith("Output"):
+            return [
+                (a.keyword.value if a.keyword else "images", code(a.value))
+                for a in node.args
+                if not (a.keyword and a.keyword.value in FLAGS)
+            ]
+    return []
+
+
+def _returns(statement: Any, facts: PipelineFacts) -> Any:
+    return statement.visit(_Returns())
+
+
+def all_returns(function: cst.FunctionDef) -> list[cst.Return]:
+    return list(m.findall(function.body, m.Return()))  # type: ignore[arg-type]

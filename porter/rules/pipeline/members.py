@@ -1,0 +1,75 @@
+"""Replace what ``DiffusionPipeline`` provided by what the engine provides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import libcst as cst
+import libcst.matchers as m
+
+from porter.rules.engine import SURFACE, Context, Rule, expression
+from porter.rules.fold import dotted, flatten
+
+HOOKS = ("maybe_free_model_hooks", "remove_all_hooks", "enable_model_cpu_offload", "maybe_adjust_dtype")
+MEMBERS = {"self._execution_device": "self.device", "self.dtype": "self.od_config.dtype"}
+
+
+class PipelineMembers(Rule):
+    """Replace ``_execution_device`` and ``dtype`` by the engine's device and dtype; remove offload hooks.
+
+    Offloading is the engine's business; where a pipeline runs is decided when it is built.
+    """
+
+    name = "pipeline-members"
+    safety = SURFACE
+    VALID = ("device = self.vae.device\n",)
+    INVALID = (
+        ("device = self._execution_device\n", "device = self.device\n"),
+        ("x = 1\nself.maybe_free_model_hooks()\n", "x = 1\n"),
+    )
+
+    def leave_Attribute(self, ctx: Context, original: cst.Attribute, updated: cst.Attribute) -> cst.BaseExpression:
+        replacement = MEMBERS.get(dotted(updated) or "")
+        return expression(replacement) if replacement else updated
+
+    def leave_SimpleStatementLine(
+        self, ctx: Context, original: cst.SimpleStatementLine, updated: cst.SimpleStatementLine
+    ) -> Any:
+        call = m.Call(func=m.Attribute(value=m.Name("self"), attr=m.OneOf(*(m.Name(h) for h in HOOKS))))
+        if m.matches(updated, m.SimpleStatementLine(body=[m.Expr(value=call)])):
+            return cst.RemoveFromParent()
+        if m.matches(updated, m.SimpleStatementLine(body=[m.Expr(value=m.Call(func=m.Attribute(value=m.Name("xm"))))])):
+            return cst.RemoveFromParent()
+        return updated
+
+
+class CacheContext(Rule):
+    """Unwrap ``with self.transformer.cache_context("cond"):``.
+
+    The context names the guidance branch for diffusers' own cache hooks, which a port does not have.
+    """
+
+    name = "cache-context"
+    safety = SURFACE
+    VALID = ("with torch.no_grad():\n    x = f(y)\n",)
+    INVALID = (('with self.transformer.cache_context("cond"):\n    x = f(y)\n', "x = f(y)\n"),)
+
+    def leave_With(self, ctx: Context, original: cst.With, updated: cst.With) -> Any:
+        context = m.WithItem(item=m.Call(func=m.Attribute(attr=m.Name("cache_context"))))
+        if len(updated.items) == 1 and m.matches(updated.items[0], context):
+            return flatten(updated.body, updated.leading_lines)
+        return updated
+
+
+class StaticHelpers(Rule):
+    """Call ``numpy_to_pil`` from diffusers' utilities; the base class only forwarded to it."""
+
+    name = "static-helpers"
+    safety = SURFACE
+    INVALID = (("image = self.numpy_to_pil(image)\n", "image = numpy_to_pil(image)\n"),)
+
+    def leave_Call(self, ctx: Context, original: cst.Call, updated: cst.Call) -> cst.Call:
+        if dotted(updated.func) != "self.numpy_to_pil":
+            return updated
+        ctx.need("diffusers.utils.pil_utils", "numpy_to_pil")
+        return updated.with_changes(func=cst.Name("numpy_to_pil"))

@@ -1,0 +1,178 @@
+"""Take post-processing out of ``forward`` into the engine's hook."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import libcst as cst
+import libcst.matchers as m
+
+from porter.rules.engine import SURFACE, Context, Rule, code, names_in
+from porter.rules.fold import dotted
+from porter.rules.pipeline.forward import all_returns, output_fields
+
+# Constructor arguments of image and video processors that only preprocessing reads.
+PREPROCESSING_ONLY = ("vae_scale_factor", "vae_latent_channels")
+
+
+@dataclass
+class PostProcess:
+    """What the hook does: which output is processed by what.
+
+    Attributes:
+        outputs: (field of diffusers' output, local variable in forward), in order.
+        calls: local variable to the processing call, with ``output`` for its input.
+        processors: attribute name to the expression that builds the processor.
+        default: source text of the default ``output_type``.
+    """
+
+    outputs: list[tuple[str, str]] = field(default_factory=list)
+    calls: dict[str, str] = field(default_factory=dict)
+    processors: dict[str, str] = field(default_factory=dict)
+    default: str = '"pil"'
+    needs: list[str] = field(default_factory=list)
+
+
+class PostProcessHook(Rule):
+    """Move ``self.<processor>.postprocess*(x, output_type=output_type)`` into ``get_<model>_post_process_func``.
+
+    Only a call whose result goes straight to the return moves; the forward then returns what the call was given. A
+    result that is used again (overlays, safety checkers) stays in the forward, and the port says so.
+    """
+
+    name = "post-process-hook"
+    safety = SURFACE
+
+    def __init__(self, init: cst.FunctionDef | None) -> None:
+        self.init = init
+
+    def apply(self, ctx: Context, forward: cst.FunctionDef, default: str | None) -> tuple[cst.FunctionDef, PostProcess]:
+        hook = PostProcess(default=default or '"pil"')
+        hook.outputs = output_fields(all_returns(forward))
+        found = _post_process_assignments(forward)
+        line = ctx.definition.first_line if ctx.definition else 1
+        movable = [a for a in found if self._movable(a, forward, hook)]
+        if not found:
+            return forward, hook
+        if len(movable) != len(found):
+            ctx.report(line, "post-processing stays in forward: its result is used before it is returned")
+            return forward, hook
+        targets = {code(a.targets[0].target) for a in movable}
+        if not targets <= {variable for _, variable in hook.outputs}:
+            ctx.report(line, "post-processing stays in forward: its result is not what is returned")
+            return forward, hook
+        for assign in movable:
+            call = assign.value
+            assert isinstance(call, cst.Call)
+            self._record(ctx, hook, code(assign.targets[0].target), call)
+        if not hook.calls:
+            return forward, hook
+        ctx.used(self)
+        return forward.visit(_Unprocessed(movable)), hook
+
+    def _movable(self, assign: cst.Assign, forward: cst.FunctionDef, hook: PostProcess) -> bool:
+        call = assign.value
+        assert isinstance(call, cst.Call)
+        for arg in call.args:
+            keyword = arg.keyword.value if arg.keyword else None
+            if keyword == "output_type" and code(arg.value) != "output_type":
+                return False
+            if keyword not in (None, "output_type", "image", "images", "video", "audio"):
+                if names_in(arg.value):
+                    return False
+        target = code(assign.targets[0].target)
+        reads = _reads_after(forward, assign, target)
+        return not reads
+
+    def _record(self, ctx: Context, hook: PostProcess, variable: str, call: cst.Call) -> None:
+        processor = dotted(call.func)
+        assert processor is not None
+        attribute = processor.split(".")[1]
+        if attribute not in hook.processors:
+            hook.processors[attribute] = self._construction(hook, attribute)
+        rest = [f"{a.keyword.value}={code(a.value)}" for a in call.args[1:] if a.keyword]
+        name = processor.split(".")[-1]
+        hook.calls[variable] = f"{attribute}.{name}({', '.join(['{}', *rest])})"
+
+    def _construction(self, hook: PostProcess, attribute: str) -> str:
+        pattern = m.Assign(
+            targets=[m.AssignTarget(target=m.Attribute(value=m.Name("self"), attr=m.Name(attribute)))],
+            value=m.Call(),
+        )
+        found = m.findall(self.init, pattern) if self.init else []
+        if not found:
+            return ""
+        call = found[-1].value  # type: ignore[attr-defined]
+        kept = [
+            f"{a.keyword.value}={code(a.value)}"
+            for a in call.args
+            if a.keyword and a.keyword.value not in PREPROCESSING_ONLY and "self." not in code(a.value)
+        ]
+        hook.needs.append(code(call.func))
+        return f"{code(call.func)}({', '.join(kept)})"
+
+
+def _post_process_assignments(forward: cst.FunctionDef) -> list[cst.Assign]:
+    name = m.MatchIfTrue(lambda value: value.startswith("postprocess"))
+    func = m.Attribute(value=m.Attribute(value=m.Name("self")), attr=m.Name(value=name))
+    pattern = m.Assign(targets=[m.AssignTarget(target=m.Name())], value=m.Call(func=func))
+    return list(m.findall(forward.body, pattern))  # type: ignore[arg-type]
+
+
+class _After(cst.CSTVisitor):
+    """Counts reads of a name after a given assignment, returns left out."""
+
+    def __init__(self, assign: cst.Assign, name: str) -> None:
+        self.assign, self.name, self.seen, self.reads = assign, name, False, 0
+
+    def visit_Assign(self, node: cst.Assign) -> bool:
+        if node is self.assign:
+            self.seen = True
+            return False
+        if self.seen:
+            node.value.visit(self)
+            return False
+        return True
+
+    def visit_Return(self, node: cst.Return) -> bool:
+        return False
+
+    def visit_Name(self, node: cst.Name) -> None:
+        self.reads += self.seen and node.value == self.name
+
+    def visit_Else(self, node: cst.Else) -> bool:
+        # The other branch of the test that guards the call does not see its result.
+        return not self.seen
+
+
+def _reads_after(forward: cst.FunctionDef, assign: cst.Assign, name: str) -> int:
+    visitor = _After(assign, name)
+    forward.body.visit(visitor)
+    return visitor.reads
+
+
+class _Unprocessed(cst.CSTTransformer):
+    """Replaces each processing call by what it was given."""
+
+    def __init__(self, assigns: list[cst.Assign]) -> None:
+        self.ids = {id(a) for a in assigns}
+
+    def leave_Assign(self, original: cst.Assign, updated: cst.Assign) -> cst.Assign:
+        if id(original) not in self.ids:
+            return updated
+        assert isinstance(updated.value, cst.Call)
+        return updated.with_changes(value=updated.value.args[0].value)
+
+    def leave_SimpleStatementLine(
+        self, original: cst.SimpleStatementLine, updated: cst.SimpleStatementLine
+    ) -> Any:
+        if not any(id(item) in self.ids for item in original.body):
+            return updated
+        assign = updated.body[0]
+        if isinstance(assign, cst.Assign) and code(assign.targets[0].target) == code(assign.value):
+            return cst.RemoveFromParent()
+        return updated
+
+    def leave_IndentedBlock(self, original: cst.IndentedBlock, updated: cst.IndentedBlock) -> cst.IndentedBlock:
+        return updated if updated.body else updated.with_changes(body=[cst.parse_statement("pass")])

@@ -1,0 +1,153 @@
+"""Rewrite the definitions of a pipeline file; the pipeline class itself by the guide's steps."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+import libcst as cst
+import libcst.matchers as m
+
+from porter.facts.pipeline import PipelineFacts
+from porter.rules.build import AbsoluteImports
+from porter.rules.engine import Context, Rule, code, method, statements, walk
+from porter.rules.fold import UNKNOWN, Facts, dotted, fold_function
+from porter.rules.model.logger import ReplaceLogger
+from porter.rules.model.mixins import RemoveDecorators, is_mixin
+from porter.rules.pipeline.arguments import DropArguments
+from porter.rules.pipeline.constructor import PipelineConstructor
+from porter.rules.pipeline.forward import Forward
+from porter.rules.pipeline.members import CacheContext, PipelineMembers, StaticHelpers
+from porter.rules.pipeline.postprocess import PostProcess, PostProcessHook
+from porter.source import Definition
+
+BASES = (
+    ("vllm_omni.diffusion.models.progress_bar", "ProgressBarMixin"),
+    ("vllm_omni.diffusion.models.interface", "SupportsComponentDiscovery"),
+    ("vllm_omni.diffusion.profiler.diffusion_pipeline_profiler", "DiffusionPipelineProfilerMixin"),
+)
+PIPELINE_BASE = "DiffusionPipeline"
+IMAGE_INPUTS = ("image", "images", "video", "control_image", "mask_image", "reference_images")
+
+
+class PipelineRewriter:
+    """Rewrites one pipeline file. ``post_process`` holds what its hook does once the class was rewritten."""
+
+    def __init__(self, facts: PipelineFacts) -> None:
+        self.facts = facts
+        self.post_process = PostProcess()
+
+    def __call__(self, definition: Definition, ctx: Context) -> Any:
+        node = definition.parse().visit(AbsoluteImports(definition.module))
+        if definition.name == self.facts.name:
+            assert isinstance(node, cst.ClassDef)
+            return self._pipeline(definition, node, ctx)
+        if isinstance(node, cst.FunctionDef):
+            node = fold_function(node, ctx.facts)
+        return walk(node, [RemoveDecorators(), ReplaceLogger()], ctx)
+
+    def _pipeline(self, definition: Definition, node: cst.ClassDef, ctx: Context) -> cst.ClassDef:
+        source = definition.node
+        assert isinstance(source, ast.ClassDef)
+        facts = _pipeline_facts(ctx, self.facts)
+        methods = {i.name.value: i for i in node.body.body if isinstance(i, cst.FunctionDef)}
+        signatures = {name: [p.name.value for p in f.params.params][1:] for name, f in methods.items()}
+        rules: list[Rule] = [
+            DropArguments(tuple(self.facts.dropped), signatures),
+            PipelineMembers(),
+            CacheContext(),
+            StaticHelpers(),
+            RemoveDecorators(),
+        ]
+        ported: dict[str, cst.FunctionDef] = {}
+        queue = ["__init__", "__call__"]
+        while queue:
+            name = queue.pop(0)
+            folded = fold_function(methods[name], facts)
+            for used in re.findall(r"\bself\.(\w+)", code(folded)):
+                if used in methods and used not in ported and used not in queue and used != name:
+                    queue.append(used)
+            ported[name] = folded
+        ported = {name: walk(f, rules, ctx) for name, f in ported.items()}
+        init = ported.pop("__init__")
+        call = ported.pop("__call__")
+        default = self.facts.default("output_type")
+        call, self.post_process = PostProcessHook(init).apply(ctx, call, default)
+        head = statements(self._attributes())
+        constructor = PipelineConstructor(self.facts).apply(ctx, init)
+        forward = Forward(self.facts).apply(ctx, call)
+        rest = [ported[name] for name in methods if name in ported]
+        kept = [s for s in node.body.body if not isinstance(s, cst.FunctionDef) and not _is_class_machinery(s)]
+        body = [*kept, *head, constructor, *rest, forward, *self._load_weights(ctx)]
+        ctx.dropped.extend(n for n in self.facts.dropped if n != "return_dict" and n not in ctx.dropped)
+        return node.with_changes(
+            bases=self._bases(ctx, node), decorators=[], body=node.body.with_changes(body=body)
+        )
+
+    def _bases(self, ctx: Context, node: cst.ClassDef) -> list[cst.Arg]:
+        ctx.imports["nn"] = ("torch", "nn")
+        ctx.imports["torch"] = ("torch", None)
+        names = ["nn.Module"]
+        for base in node.bases:
+            name = dotted(base.value)
+            if name and name != PIPELINE_BASE and not is_mixin(ctx, name):
+                names.append(name)
+        for module, name in BASES:
+            names.append(ctx.need(module, name))
+        return [cst.Arg(cst.parse_expression(name)) for name in names]
+
+    def _attributes(self) -> str:
+        dits = [c.name for c in self.facts.components if c.converted]
+        names = [c.name for c in self.facts.components]
+        encoders = [n for n in names if re.match(r"(text|image|audio)_encoder", n)]
+        vaes = [n for n in names if re.search(r"(^|_)(vae|vqvae|vq_model|movq)$", n)]
+        text = "".join(
+            f"{key}: ClassVar[list[str]] = {value!r}\n".replace("'", '"')
+            for key, value in (("_dit_modules", dits), ("_encoder_modules", encoders), ("_vae_modules", vaes))
+        )
+        if any(p.name in IMAGE_INPUTS for p in self.facts.parameters):
+            text += "support_image_input: ClassVar[bool] = True\n"
+        return text
+
+    def _load_weights(self, ctx: Context) -> list[Any]:
+        ctx.need("typing", "ClassVar")
+        ctx.need("collections.abc", "Iterable")
+        ctx.need("vllm.model_executor.models.utils", "AutoWeightsLoader")
+        return statements(
+            "def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:\n"
+            "    return AutoWeightsLoader(self).load_weights(weights)\n"
+        )
+
+
+def _pipeline_facts(ctx: Context, facts: PipelineFacts) -> Facts:
+    """What is known inside a pipeline: dropped parameters are absent, removed mixins are not there."""
+    values: dict[str, Any] = {name: None for name in facts.dropped}
+    if "return_dict" in values:
+        values["return_dict"] = True
+    values["USE_PEFT_BACKEND"] = True
+
+    def is_instance(call: cst.Call) -> Any:
+        if len(call.args) == 2 and dotted(call.args[0].value) == "self":
+            names = [dotted(n) for n in m.findall(call.args[1].value, m.Name())]
+            if names and all(n and is_mixin(ctx, n) for n in names):
+                return False
+        return UNKNOWN
+
+    merged = ctx.facts.merged(values)
+    merged.calls["isinstance"] = is_instance
+    return merged
+
+
+CLASS_MACHINERY = (
+    "model_cpu_offload_seq",
+    "_callback_tensor_inputs",
+    "_optional_components",
+    "_exclude_from_cpu_offload",
+    "_last_supported_version",
+    "_load_connected_pipes",
+)
+
+
+def _is_class_machinery(statement: cst.CSTNode) -> bool:
+    return code(statement).split(" ")[0].split("=")[0] in CLASS_MACHINERY
