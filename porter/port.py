@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from porter.emit.example import example_text
 from porter.emit.hooks import post_process_text
 from porter.emit.module import render
 from porter.emit.names import family, model_stem, pipeline_stem
@@ -56,7 +57,7 @@ class Converter:
     def __init__(self, tree: SourceTree, target: Target) -> None:
         self.tree, self.target = tree, target
         self._models: dict[str, tuple[str, PortedFile]] = {}
-        self._families: dict[str, str] = {}
+        self._families: dict[str, list[str]] = {}
 
     def port(self, name: str) -> Port:
         """Convert one pipeline, in memory.
@@ -75,11 +76,14 @@ class Converter:
                 text, built = self._model(stem, model)
                 self._take(port, f"{stem}.py", text, built)
         rewriter = PipelineRewriter(facts)
-        built = Builder(self.tree, self.target.symbols, rewriter, relative).build([definition])
+        built = Builder(self.tree, self.target.symbols, rewriter, relative, inline=False).build([definition])
         self._hooks(port, facts, rewriter, built)
         self._take(port, f"pipeline_{port.stem}.py", self._pipeline_text(port, facts, rewriter, built), built)
         port.texts[f"{port.family}/__init__.py"] = f'"""Ported pipelines of the {port.family} family."""\n'
         port.texts[f"{port.family}/{SUPPORT}.py"] = self._support()
+        port.texts[f"examples/{port.stem}.py"] = example_text(
+            port.stem, facts, rewriter.post_process, self.tree, self.target
+        )
         port.files = sorted(port.texts)
         return port
 
@@ -95,15 +99,12 @@ class Converter:
         return self._models[stem]
 
     def _family(self, facts: PipelineFacts) -> str:
-        if not facts.models:
-            return facts.folder
         if facts.folder not in self._families:
-            models = set(facts.models)
             package = self.tree.root / "pipelines" / facts.folder
-            for file in sorted(package.glob("*.py")):
-                models |= set(re.findall(r"^ {8}transformer\w*: (\w+Transformer\w+),", file.read_text(), re.MULTILINE))
-            self._families[facts.folder] = family(facts.folder, sorted(models))
-        return self._families[facts.folder]
+            pattern = re.compile(r"^ {8}transformer\w*: (\w+Transformer\w+),", re.MULTILINE)
+            found = {name for file in package.glob("*.py") for name in pattern.findall(file.read_text("utf-8"))}
+            self._families[facts.folder] = sorted(found)
+        return family(facts.folder, facts.models, self._families[facts.folder])
 
     def _hooks(self, port: Port, facts: PipelineFacts, rewriter: PipelineRewriter, built: PortedFile) -> None:
         module = facts.definition.module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 from pathlib import Path
 
@@ -26,4 +27,14 @@ def format_folder(folder: Path) -> None:
     for command in (check, layout):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise FormatError(done.stderr.strip())
+            raise FormatError(_first_error(folder) or done.stderr.strip())
+
+
+def _first_error(folder: Path) -> str:
+    for path in sorted(folder.rglob("*.py")):
+        try:
+            ast.parse(path.read_text(encoding="utf-8"))
+        except SyntaxError as error:
+            line = (error.text or "").strip()
+            return f"{path.relative_to(folder)}:{error.lineno}: {error.msg}: {line}"
+    return ""

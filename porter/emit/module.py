@@ -28,6 +28,8 @@ def header(file: PortedFile, tree: SourceTree) -> str:
 def render(file: PortedFile, tree: SourceTree, target: Target) -> str:
     """The unformatted text of a file for one target; targets differ in their import lines alone."""
     parts = [header(file, tree), "\n"]
+    if any("from __future__ import annotations" in source.text for source in file.sources):
+        parts.append("from __future__ import annotations\n\n")
     parts += [f"{line}\n" for line in import_lines(file, target)]
     parts.append("\n\n")
     empty = cst.Module([])

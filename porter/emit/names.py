@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
-MODEL_SUFFIX = re.compile(r"(Transformer(1D|2D|3D)?|DiT|1D|2D|3D)*(Model)?$")
+MODEL_SUFFIX = re.compile(r"(Transformer(1D|2D|3D)?|1D|2D|3D)*(Model)?$")
 
 
 def snake(name: str) -> str:
     """``QwenImageEdit`` to ``qwen_image_edit``, ``SD3`` to ``sd3``, ``WanVACE`` to ``wan_vace``."""
+    for spelling in ("DiT", "ControlNet", "Img2Img", "Emb2Emb"):
+        name = name.replace(spelling, spelling.capitalize())
     name = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)
     return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower()
 
@@ -24,19 +26,22 @@ def pipeline_stem(class_name: str) -> str:
     return snake(class_name.removesuffix("Pipeline"))
 
 
-def family(folder: str, models: list[str]) -> str:
-    """The family folder of the pipelines in diffusers' ``pipelines/<folder>``.
+def family(folder: str, own: list[str], models: list[str]) -> str:
+    """The family folder of a pipeline in diffusers' ``pipelines/<folder>``.
 
-    The shortest stem of their denoisers names it, unless the folder spells the same words with better breaks.
+    The shortest stem among the folder's denoisers that the pipeline's own denoiser extends names the family
+    (``wan`` for ``wan_vace``), unless the folder's name spells the same words with better breaks.
 
     Args:
         folder: diffusers' folder name.
-        models: names of the denoiser classes that the folder's pipelines take.
+        own: names of the pipeline's denoiser classes; without any, the folder names the family.
+        models: names of the denoiser classes of all pipelines in the folder.
     """
-    stems = sorted({model_stem(name) for name in models}, key=lambda s: (len(s), s))
-    if not stems:
+    if not own:
         return folder
-    stem = stems[0]
+    mine = model_stem(own[0])
+    stems = [s for s in {mine, *(model_stem(name) for name in models)} if mine == s or mine.startswith(s + "_")]
+    stem = min(stems, key=lambda s: (len(s), s))
     if "_" in folder and folder.replace("_", "") == stem.replace("_", ""):
         return folder
     return stem

@@ -76,6 +76,8 @@ def processor_calls(function: ast.AST) -> list[ast.Call]:
 
 def processor_plan(tree: SourceTree, module: SourceModule, node: ast.ClassDef, requester: SourceModule) -> ProcessorPlan:
     """Decide how the processor of the attention class ``node`` (defined in ``module``) is ported."""
+    if _is_inspected(module, node):
+        return ProcessorPlan("keep", reason="the model inspects the processors of its attention modules")
     init = method(node, "__init__")
     default = _default_processor(node, init)
     found: list[str | None] = []
@@ -96,6 +98,14 @@ def processor_plan(tree: SourceTree, module: SourceModule, node: ast.ClassDef, r
         return ProcessorPlan("keep", names[0], f"{names[0]} is not found in the sources")
     reason = _why_not_foldable(processor.node, node)
     return ProcessorPlan("keep" if reason else "fold", names[0], reason)
+
+
+def _is_inspected(module: SourceModule, node: ast.ClassDef) -> bool:
+    """Whether code outside the attention classes reads ``<module>.processor``."""
+    for other in ast.walk(module.tree):
+        if isinstance(other, ast.Attribute) and other.attr == "processor" and ast.unparse(other.value) != "self":
+            return True
+    return False
 
 
 def _default_processor(node: ast.ClassDef, init: ast.FunctionDef | None) -> str | None:

@@ -65,10 +65,8 @@ class PipelineFacts:
 
     @property
     def models(self) -> list[str]:
-        """Names of the converted denoiser classes (transformers, not controlnets)."""
-        return [
-            model.name for c in self.components for model in c.converted if model.module.name.startswith(TRANSFORMERS)
-        ]
+        """Class names of the pipeline's own denoisers; a ``prior`` that many pipelines share is not one."""
+        return [model.name for c in self.components for model in c.converted if c.name.startswith("transformer")]
 
     def default(self, name: str) -> str | None:
         return next((p.default for p in self.parameters if p.name == name), None)

@@ -1,8 +1,8 @@
 """Records what a pipeline does, stage by stage, without changing what it does.
 
-The same names are watched on the reference and on the port: a port keeps the component and method names of its original.
-Neural components are watched by hooks, methods by wrapping them; schedulers and image processors by their class, since a
-pipeline may copy the first and a port's hooks make the second anew.
+The same names are watched on the reference and on the port, since a port keeps the component and method names of its
+original. Neural components are watched by hooks, methods by wrapping them; schedulers and image processors by their
+class: a pipeline may copy the first, and a port's hooks make the second anew.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ STAGE_METHODS = re.compile(
 _COMPONENT_METHODS = ("encode", "decode", "generate")
 _SCHEDULER_METHODS = ("step", "add_noise", "scale_noise")
 _PROCESSOR_METHODS = ("preprocess", "preprocess_video", "postprocess", "postprocess_video")
+
+
+class Enough(BaseException):
+    """Ends a run of which only the beginning is wanted; no pipeline catches it."""
 
 
 @dataclass
@@ -55,6 +59,8 @@ class Capture:
     events: list[Event] = field(default_factory=list)
     error: BaseException | None = None
     watched: set[str] = field(default_factory=set)
+    stopped: bool = False
+    """Whether the run was ended on purpose before its first prediction."""
     _counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, kind: str, values: dict[str, Leaf], raw: Any = None) -> None:
@@ -87,8 +93,14 @@ def _is_pipeline(item: Any) -> bool:
 
 
 @contextlib.contextmanager
-def capture(pipeline: Any, methods: set[str] | None = None) -> Iterator[Capture]:
-    """Watch ``pipeline`` while the block runs. ``methods`` limits which of its own methods are watched."""
+def capture(pipeline: Any, methods: set[str] | None = None, stop: bool = False) -> Iterator[Capture]:
+    """Watch ``pipeline`` while the block runs.
+
+    Args:
+        pipeline: the reference or the port.
+        methods: which of the pipeline's own methods are watched; None: all that are stages.
+        stop: raise :class:`Enough` instead of the first prediction, whose arguments are recorded.
+    """
     record = Capture()
     parts = components(pipeline)
     known = {id(item): name for name, item in parts.items()}
@@ -98,7 +110,7 @@ def capture(pipeline: Any, methods: set[str] | None = None) -> Iterator[Capture]
             _watch_method(stack, record, pipeline, name)
         for name, item in parts.items():
             if isinstance(item, torch.nn.Module) and not _is_pipeline(item):
-                _watch_module(stack, record, name, item)
+                _watch_module(stack, record, name, item, stop and is_denoiser(item))
         seen: set[type] = set()
         for name, item in parts.items():
             cls = type(item)
@@ -119,6 +131,11 @@ def stage_methods(pipeline: Any) -> set[str]:
     cls = type(pipeline)
     names = (name for name in dir(cls) if STAGE_METHODS.fullmatch(name))
     return {name for name in names if inspect.isroutine(getattr(cls, name))}
+
+
+def is_denoiser(module: torch.nn.Module) -> bool:
+    """Whether a component is called once a step, by its signature: it is told the time."""
+    return any(name.startswith("timestep") for name in inspect.signature(module.forward).parameters)
 
 
 def bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -143,11 +160,15 @@ def _watch_method(stack: contextlib.ExitStack, record: Capture, owner: Any, name
     _replace(stack, owner, name, watched)
 
 
-def _watch_module(stack: contextlib.ExitStack, record: Capture, name: str, module: torch.nn.Module) -> None:
+def _watch_module(stack: contextlib.ExitStack, record: Capture, name: str, module: torch.nn.Module, stop: bool) -> None:
     pending: list[tuple[dict[str, Leaf], Any]] = []
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         values = flatten(bind(module.forward, args, kwargs), "args")
+        if stop:
+            record.add(name, "component", values)
+            record.stopped = True
+            raise Enough
         pending.append((values, (clone_tree(args), clone_tree(kwargs))))
 
     def after(_: Any, __: Any, ___: Any, result: Any) -> None:
@@ -164,9 +185,7 @@ def _watch_module(stack: contextlib.ExitStack, record: Capture, name: str, modul
             _watch_codec(stack, record, name, module, method)
 
 
-def _watch_codec(
-    stack: contextlib.ExitStack, record: Capture, name: str, module: torch.nn.Module, method: str
-) -> None:
+def _watch_codec(stack: contextlib.ExitStack, record: Capture, name: str, module: torch.nn.Module, method: str) -> None:
     original = getattr(module, method)
 
     @functools.wraps(original)

@@ -1,7 +1,7 @@
 """The calls that a pipeline is tried with, derived from its signature and its spec.
 
-A case is a change to the spec's call, kept as a recipe, so that it can be printed, stored and rebuilt. Cases need not be
-legal: where the reference refuses a call, the port must refuse it in the same words.
+A case is a change to the spec's call, kept as a recipe, so that it can be printed, stored and rebuilt. Cases need not
+be legal: where the reference refuses a call, the port must refuse it in the same words.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from pydantic import BaseModel, Field
 
 from porter.parity.request import PER_PROMPT
 
+UNTIDY_PROMPT = "  A  Caf\u00e9 &amp;amp; the\n\ncat\u2019s \u00e2\u0080\u0099mat\u00a0 <b>in red</b> "
 SECOND_PROMPT = "a cat on a mat, in red and blue"
 _GUIDANCE = ("guidance_scale", "true_cfg_scale")
-_OTHER_GUIDANCE = ("prior_guidance_scale", "decoder_guidance_scale", "guidance_scale_2", "audio_guidance_scale")
+_OTHER_GUIDANCE = ("prior_guidance_scale", "decoder_guidance_scale", "audio_guidance_scale")
 _ON, _OFF = 3.5, 1.0
 
 # What bounds the cost of a call stays, whatever else is left out.
@@ -35,6 +36,8 @@ class Case(BaseModel):
     """Arguments set, as recipes (see :mod:`porter.parity.recipes`)."""
     omitted: list[str] = Field(default_factory=list)
     """Arguments left out."""
+    first_call_only: bool = False
+    """Whether the run ends before the first prediction, whose arguments are compared: for calls that would be long."""
 
     def recipe(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe of the whole call."""
@@ -46,6 +49,8 @@ class Case(BaseModel):
         parts = [f"{name}={value!r}" for name, value in self.changes.items()]
         if self.omitted:
             parts.append("without " + ", ".join(self.omitted))
+        if self.first_call_only:
+            parts.append("up to the first prediction")
         return ", ".join(parts) or "the call as it is"
 
 
@@ -62,16 +67,19 @@ def build_cases(
     candidates = [
         Case(name="plain"),
         *build.batches(),
+        *build.untidy(),
         *build.guidance(),
         *build.sizes(),
         *build.output_types(),
         *build.repeats(),
         *build.strength(),
         build.minimal(required),
+        build.bare(required),
     ]
     unique: dict[str, Case] = {}
     for case in candidates:
-        unique.setdefault(repr(sorted(case.recipe(inputs).items(), key=lambda item: item[0])), case)
+        key = repr((sorted(case.recipe(inputs).items()), case.first_call_only))
+        unique.setdefault(key, case)
     return list(unique.values())
 
 
@@ -97,10 +105,19 @@ class _Builder:
         if not changes:
             return []
         cases = [Case(name="two prompts", changes=changes)]
+        media = {name: twice for name, value in self.inputs.items() if (twice := _twice(value)) is not None}
+        if media:  # some take one picture for all prompts, some one each; the reference says which
+            cases.append(Case(name="two prompts, two inputs", changes={**media, **changes}))
         if "generator" in self.parameters:
             each = {"generator": [{"$generator": 1}, {"$generator": 2}]}
             cases.append(Case(name="two prompts, a generator each", changes={**changes, **each}))
         return cases
+
+    def untidy(self) -> list[Case]:
+        """A prompt that a cleaning step would change: spaces, an entity, quotes, capitals, a broken encoding."""
+        if not isinstance(self.inputs.get("prompt"), str):
+            return []
+        return [Case(name="untidy prompt", changes={"prompt": UNTIDY_PROMPT})]
 
     def guidance(self) -> list[Case]:
         """Guidance on, off and left to the default; with and without a negative prompt."""
@@ -126,8 +143,8 @@ class _Builder:
         """Another size, not square, so that no two axes can be mistaken for each other."""
         if not {"height", "width"} <= self.parameters:
             return []
-        given = self.inputs.get("height"), self.inputs.get("width")
-        height, width = given if None not in given else self.default_size or (64, 64)
+        height, width = self.default_size or (64, 64)
+        height, width = self.inputs.get("height") or height, self.inputs.get("width") or width
         return [
             Case(name="taller", changes={"height": 2 * height, "width": width}),
             Case(name="wider", changes={"height": height, "width": 2 * width}),
@@ -162,3 +179,22 @@ class _Builder:
         kept = {name for name in inputs if name in required or name == "prompt" or _COST.fullmatch(name)}
         kept |= {name for name, value in inputs.items() if isinstance(value, (dict, list)) and "negative" not in name}
         return Case(name="defaults", omitted=sorted(set(inputs) - kept))
+
+    def bare(self, required: set[str]) -> Case:
+        """As little as the call can do with: sizes, steps and frame counts take their defaults too."""
+        omitted = set(self.minimal(required).omitted)
+        omitted |= {name for name in self.inputs if _COST.fullmatch(name) and name != "generator"} - required
+        return Case(name="all defaults", omitted=sorted(omitted), first_call_only=True)
+
+
+def _twice(value: Any) -> Any:
+    """The recipe of two inputs like this one; None if it is no picture, video or sound."""
+    if not isinstance(value, dict):
+        return None
+    for key in ("$image", "$images"):
+        if isinstance(value.get(key), dict):
+            return [value, {key: {**value[key], "seed": value[key].get("seed", 0) + 1}}]
+    recipe = value.get("$tensor", value.get("$ndarray"))
+    if isinstance(recipe, dict) and len(recipe["shape"]) > 2 and recipe["shape"][0] == 1:
+        return {next(iter(value)): {**recipe, "shape": [2, *recipe["shape"][1:]]}}
+    return None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import PIL.Image
 import torch
 
-Leaf = np.ndarray | torch.Tensor | str | int | float | bool | None
+Leaf: TypeAlias = np.ndarray | torch.Tensor | str | int | float | bool | None
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Leaf]:

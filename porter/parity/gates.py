@@ -1,8 +1,8 @@
 """How close is close enough, by stage, dtype and device.
 
-On the CPU a port runs the same operations in the same order, so the gate is equality, in every dtype. On an accelerator
-kernels may be chosen differently; there the bounds are those published for hand-made ports. A bound is never loosened to
-accept a mismatch.
+On the CPU a port runs the same operations in the same order, so the gate is equality, in every dtype. On an
+accelerator kernels may be chosen differently; there the bounds are those published for hand-made ports. A bound is
+never loosened to accept a mismatch.
 """
 
 from __future__ import annotations

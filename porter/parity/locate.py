@@ -1,7 +1,7 @@
 """Finds the submodule inside a component where a difference starts.
 
-Module paths of a port are those of its original, so running both on the same arguments and comparing what each submodule
-returned gives the first layer that computes something else.
+Module paths of a port are those of its original, so running both on the same arguments and comparing what each
+submodule returned gives the first layer that computes something else.
 """
 
 from __future__ import annotations

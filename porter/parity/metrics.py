@@ -1,7 +1,7 @@
 """How far two arrays are apart.
 
-Exact comparison comes first; the rest says how much and of what kind a difference is. Cosine alone is blind to scale and
-picture scores to drift below a pixel, so all of them are reported side by side.
+Exact comparison comes first; the rest says how much and of what kind a difference is. Cosine alone is blind to scale
+and picture scores to drift below a pixel, so all of them are reported side by side.
 """
 
 from __future__ import annotations

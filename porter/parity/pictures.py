@@ -35,7 +35,7 @@ def _first(record: Capture) -> np.ndarray | None:
     leaf = next(iter(event.values.values()), None) if event else None
     if leaf is None or not hasattr(leaf, "shape"):
         return None
-    array = to_numpy(leaf)  # type: ignore[arg-type]
+    array = to_numpy(leaf)
     if array.ndim < 3:
         return None
     array = array.reshape(-1, *array.shape[-3:])[0]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import PIL.Image
 import torch
 
 from porter.runtime import OmniDiffusionSamplingParams
+
+if TYPE_CHECKING:
+    from porter.runtime.inputs.data import OmniTextPrompt
 
 PER_PROMPT = re.compile(r"num_[a-z]+_per_prompt")
 _MEDIA = frozenset(
@@ -20,7 +23,7 @@ _MEDIA = frozenset(
 _NOT_MEDIA = ("latents", "embeds", "embeddings")
 
 
-def to_request(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], OmniDiffusionSamplingParams]:
+def to_request(kwargs: Mapping[str, Any]) -> tuple[OmniTextPrompt, OmniDiffusionSamplingParams]:
     """Map the keyword arguments of a diffusers call to a prompt dict and sampling parameters.
 
     Every argument arrives, and arrives as given: one whose value could be mistaken for "not given" in the sampling
@@ -46,7 +49,7 @@ def to_request(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], OmniDiffusion
             extra[name] = value
     if media:
         prompt["multi_modal_data"] = media
-    return prompt, OmniDiffusionSamplingParams(**fields, extra_args=extra)
+    return cast("OmniTextPrompt", prompt), OmniDiffusionSamplingParams(**fields, extra_args=extra)
 
 
 def is_media(name: str, value: Any) -> bool:

@@ -73,6 +73,10 @@ class ParityReport(BaseModel):
         """Whether the port is at parity."""
         return self.verdict == "parity"
 
+    def to_json(self) -> str:
+        """The report without the pictures."""
+        return self.model_dump_json(indent=2, exclude={"cases": {"__all__": {"pictures"}}})
+
     @property
     def exit_code(self) -> int:
         """0 at parity; 1 for every other answer, "not tested" among them: what was not tested has not passed."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def run_parity(
     cases: Sequence[str] | None = None,
     root: str | Path | None = None,
     seed: int = 0,
+    threads: int | None = None,
 ) -> ParityReport:
     """Compare the port of pipeline ``name`` with diffusers, stage by stage, over all cases that apply.
 
@@ -49,6 +51,8 @@ def run_parity(
         cases: names of the cases to run; None: all.
         root: folder of specs outside the project.
         seed: of the random weights.
+        threads: of torch, on both sides; None: one for a tiny checkpoint (more only get in each other's way, above all
+            on a busy machine), torch's own choice for a given one.
 
     Raises:
         SpecError: the spec is malformed, or none of the named cases exists.
@@ -62,7 +66,10 @@ def run_parity(
         report.verdict = "not tested (no checkpoint)"
         report.reason = f"no tiny checkpoint for {name}; available: porter.parity.checkpoint.available()"
         return report
-    with tempfile.TemporaryDirectory(prefix="porter-parity-") as scratch:
+    if threads is None and checkpoint is None:
+        threads = 1
+    with _threads(threads), tempfile.TemporaryDirectory(prefix="porter-parity-") as scratch:
+        report.environment["threads"] = str(torch.get_num_threads())
         folder = Path(checkpoint) if checkpoint else checkpoints.build(name, Path(scratch) / name, seed, root)
         _run(report, folder, models_dir, cases, specs.read(name, root))
     report.seconds = time.perf_counter() - started
@@ -111,9 +118,9 @@ def run_case(
     """Run one call: twice on the reference, which must repeat itself, then on the port."""
     methods = stage_methods(reference.pipeline) & stage_methods(port.pipeline)
     result = CaseResult(name=case.name, description=case.describe(), verdict="parity")
-    first = reference.run(decode(recipe, tensors), methods)
+    first = reference.run(decode(recipe, tensors), methods, case.first_call_only)
     started = time.perf_counter()
-    second = reference.run(decode(recipe, tensors), methods)
+    second = reference.run(decode(recipe, tensors), methods, case.first_call_only)
     result.seconds_reference = time.perf_counter() - started
     result.reference_error = rejection(second.error)
     unsteady = first_difference([stage for stage in compare(first, second) if stage.verdict != "not a number"])
@@ -122,7 +129,7 @@ def run_case(
         return result
     del first
     started = time.perf_counter()
-    theirs = port.run(decode(recipe, tensors), methods)
+    theirs = port.run(decode(recipe, tensors), methods, case.first_call_only)
     result.seconds_port = time.perf_counter() - started
     result.port_error = rejection(theirs.error)
     if second.error is not None:
@@ -181,8 +188,18 @@ def _load_tensors(spec: specs.Spec) -> dict[str, torch.Tensor]:
     return load_file(spec.tensors) if spec.tensors else {}
 
 
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _environment() -> dict[str, str]:
-    found = {"python": platform.python_version(), "machine": platform.machine(), "threads": str(torch.get_num_threads())}
+    found = {"python": platform.python_version(), "machine": platform.machine()}
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)

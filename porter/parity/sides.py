@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from packaging.version import Version
 
-from porter.parity.capture import Capture, capture, neural_components
+from porter.parity.capture import Capture, Enough, capture, neural_components
 from porter.parity.flatten import flatten
 from porter.parity.request import to_request
 
@@ -27,8 +28,8 @@ class Side(Protocol):
 
     pipeline: Any
 
-    def run(self, kwargs: dict[str, Any], methods: set[str] | None = None) -> Capture:
-        """Run one call; an exception is recorded, not raised."""
+    def run(self, kwargs: dict[str, Any], methods: set[str] | None = None, stop: bool = False) -> Capture:
+        """Run one call, up to the first prediction if ``stop``; an exception is recorded, not raised."""
         ...
 
 
@@ -36,21 +37,23 @@ class Reference:
     """The diffusers pipeline."""
 
     def __init__(self, checkpoint: Path, device: str, dtype: torch.dtype) -> None:
-        from diffusers import DiffusionPipeline
+        import diffusers
 
-        self.pipeline = DiffusionPipeline.from_pretrained(str(checkpoint), torch_dtype=dtype)
+        # torch_dtype became dtype in 0.42.
+        keyword = "torch_dtype" if Version(diffusers.__version__) < Version("0.42") else "dtype"
+        self.pipeline = diffusers.DiffusionPipeline.from_pretrained(str(checkpoint), **{keyword: dtype})
         self.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         align(self.pipeline)
 
-    def run(self, kwargs: dict[str, Any], methods: set[str] | None = None) -> Capture:
+    def run(self, kwargs: dict[str, Any], methods: set[str] | None = None, stop: bool = False) -> Capture:
         """Call the pipeline."""
 
         def call() -> list[Any]:
             result = self.pipeline(**kwargs, return_dict=False)
             return list(result) if isinstance(result, tuple) else [result]
 
-        return _run(self.pipeline, kwargs, call, methods)
+        return _run(self.pipeline, kwargs, call, methods, stop)
 
 
 class Port:
@@ -65,16 +68,17 @@ class Port:
             self.pipeline.set_progress_bar_config(disable=True)
         align(self.pipeline)
 
-    def run(self, kwargs: dict[str, Any], methods: set[str] | None = None) -> Capture:
+    def run(self, kwargs: dict[str, Any], methods: set[str] | None = None, stop: bool = False) -> Capture:
         """Send the call as a request."""
 
         def call() -> list[Any]:
-            [result] = self.omni.generate(*to_request(kwargs))
+            prompt, params = to_request(kwargs)
+            [result] = self.omni.generate(prompt, params)
             media = [result.images, result.frames, result.audios]
             media = [item for item in media if item is not None and (hasattr(item, "shape") or len(item))]
             return media or [result.output]
 
-        return _run(self.pipeline, kwargs, call, methods)
+        return _run(self.pipeline, kwargs, call, methods, stop)
 
 
 def align(pipeline: Any) -> None:
@@ -116,16 +120,16 @@ def _scaled(original: Callable[..., Any]) -> Callable[..., Any]:
     return calculate_dimensions
 
 
-def _run(
-    pipeline: Any, kwargs: dict[str, Any], call: Callable[[], list[Any]], methods: set[str] | None
-) -> Capture:
+def _run(pipeline: Any, kwargs: dict[str, Any], call: Callable[[], list[Any]], methods: set[str] | None) -> Capture:
     # Some components draw from the global generators when none is handed in.
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    with capture(pipeline, methods) as record:
+    with capture(pipeline, methods, stop) as record:
         try:
             final = call()
+        except Enough:
+            return record
         except Exception as error:
             record.error = error
             return record
@@ -139,4 +143,5 @@ def _run(
 def final_leaves(outputs: list[Any]) -> dict[str, Any]:
     """The arrays of a call's output in order; how they were nested and what was flagged beside them is left out."""
     leaves = [leaf for leaf in flatten(outputs).values() if isinstance(leaf, (torch.Tensor, np.ndarray))]
-    return {f"result.{index}": leaf for index, leaf in enumerate(leaves) if leaf.dtype not in (torch.bool, np.bool_)}
+    leaves = [leaf for leaf in leaves if leaf.dtype not in (torch.bool, np.bool_)]
+    return {f"result.{index}": leaf for index, leaf in enumerate(leaves)}

@@ -54,16 +54,22 @@ class Builder:
         symbols: what the target's packages offer.
         rewrite: rewrites one definition; returns its node, or None to leave it out.
         relative: names that another file of the family already holds.
+        inline: take over definitions of other files that compute attention (a model file does, a pipeline does not).
     """
 
-    def __init__(self, tree: SourceTree, symbols: Symbols, rewrite: Rewrite, relative: dict[str, str] | None = None):
-        self.tree, self.symbols, self.rewrite = tree, symbols, rewrite
+    def __init__(
+        self,
+        tree: SourceTree,
+        symbols: Symbols,
+        rewrite: Rewrite,
+        relative: dict[str, str] | None = None,
+        inline: bool = True,
+    ) -> None:
+        self.tree, self.symbols, self.rewrite, self._inline = tree, symbols, rewrite, inline
         self.file = PortedFile(relative={})
         self._relative = relative or {}
         self._done: dict[str, tuple[str, list[Any]]] = {}
         self._order: dict[str, list[tuple[int, str]]] = {}
-        self._converts: dict[tuple[str, str], bool] = {}
-        self.specialised: dict[str, str] = {}
 
     def build(self, roots: Iterable[Definition]) -> PortedFile:
         for root in roots:
@@ -77,7 +83,7 @@ class Builder:
         name = definition.name
         if name in self._done:
             held = self._done[name][0]
-            if held != definition.module.name:
+            if held != definition.module.name and not self._identical(name, held, definition):
                 reason = f"{name} is defined in {held} and in {definition.module.name}; the first is used"
                 self._context(definition).report(definition.first_line, reason, affects_results=True)
             return
@@ -95,6 +101,10 @@ class Builder:
         self._order.setdefault(definition.module.name, []).append((definition.first_line, name))
         for rule, count in ctx.applied.items():
             self.file.applied[rule] = self.file.applied.get(rule, 0) + count
+
+    def _identical(self, name: str, held: str, definition: Definition) -> bool:
+        other = self.tree.module(held)
+        return other is not None and name in other.definitions and other.definitions[name].code == definition.code
 
     def _context(self, definition: Definition) -> Context:
         facts = module_facts(definition.module)
@@ -129,7 +139,7 @@ class Builder:
         if bound != target.name:
             self.file.imports[bound] = (target.module.name, target.name)
         elif self.must_inline(target):
-            if not self.converts(target):
+            if not self.symbols.has(target.module.name, target.name):
                 self.file.vendored.append(f"{target.module.name}.{target.name}")
             self._add(target)
         else:
@@ -141,7 +151,7 @@ class Builder:
 
     def must_inline(self, target: Definition) -> bool:
         """Whether the port carries a definition itself: it needs conversion, or the target's diffusers lacks it."""
-        return self.converts(target) or not self.symbols.has(target.module.name, target.name)
+        return (self._inline and self.converts(target)) or not self.symbols.has(target.module.name, target.name)
 
     def converts(self, definition: Definition) -> bool:
         """Whether a definition computes attention, itself or through what it is made of."""
@@ -150,12 +160,12 @@ class Builder:
             return False
         if key[0].endswith((".attention_dispatch", ".modeling_utils", ".cache_utils")):
             return False
-        if key not in self._converts:
-            self._converts[key] = False  # a cycle does not convert by itself
-            self._converts[key] = uses_attention(definition) or any(
+        if key not in self.tree.converts:
+            self.tree.converts[key] = False  # a cycle does not convert by itself
+            self.tree.converts[key] = uses_attention(definition) or any(
                 self.converts(other) for other in self._references(definition)
             )
-        return self._converts[key]
+        return self.tree.converts[key]
 
     def _references(self, definition: Definition) -> Iterable[Definition]:
         module = definition.module
@@ -181,12 +191,17 @@ class Builder:
         definition = Definition(key, module, outer, outer.lineno, outer.end_lineno or outer.lineno)
         ctx = self._context(definition)
         for statement in folded.body:
-            absolute = statement.visit(AbsoluteImports(module))
+            absolute = absolute_imports(statement, module)
             self._done[key][1].append(absolute)
             for needed in names_in(absolute):
                 if module.guarded.get(needed) is not outer:
                     self._need(needed, definition, ctx)
         self._order.setdefault(module.name, []).append((outer.lineno, key))
+
+
+def absolute_imports(node: Any, module: SourceModule) -> Any:
+    """``node`` with the relative imports inside its functions made absolute."""
+    return node.visit(AbsoluteImports(module)) if "from ." in cst.Module([]).code_for_node(node) else node
 
 
 class AbsoluteImports(cst.CSTTransformer):
@@ -203,9 +218,17 @@ class AbsoluteImports(cst.CSTTransformer):
         return updated.with_changes(relative=(), module=cst.parse_expression(target))
 
 
+def _hasattr(call: cst.Call) -> Any:
+    # PyTorch has had scaled_dot_product_attention since 2.0; the engine needs a later one.
+    name = call.args[-1].value
+    known = isinstance(name, cst.SimpleString) and name.evaluated_value == "scaled_dot_product_attention"
+    return True if known else UNKNOWN
+
+
 def module_facts(module: SourceModule) -> Facts:
     """What is known in a module: packages that count as absent, and the flags that follow from them."""
     calls: dict[str, Callable[[cst.Call], Any]] = {name: (lambda call: False) for name in UNAVAILABLE}
+    calls["hasattr"] = _hasattr
     facts = Facts({}, calls)
     flags: dict[str, Any] = {}
     for name, outer in module.guarded.items():

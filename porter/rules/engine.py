@@ -167,6 +167,11 @@ def code(node: cst.CSTNode) -> str:
     return cst.Module([]).code_for_node(node).strip()
 
 
+def bare(node: Any) -> str:
+    """Source text of a statement without the comments and blank lines above it."""
+    return code(node.with_changes(leading_lines=[]) if hasattr(node, "leading_lines") else node)
+
+
 def statement(text: str) -> cst.BaseStatement:
     return cst.parse_statement(text)
 

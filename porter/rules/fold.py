@@ -81,6 +81,8 @@ class Facts:
             return self._comparison(node)
         if isinstance(node, cst.Call):
             function = dotted(node.func)
+            if function == "isinstance" and len(node.args) == 2 and self.value(node.args[0].value) is None:
+                return False
             if function in self.calls:
                 return self.calls[function](node)
         if isinstance(node, cst.IfExp):
@@ -220,35 +222,59 @@ def cut_unreachable(body: Any) -> Any:
     return body
 
 
-def assigned_names(node: cst.CSTNode) -> dict[str, int]:
-    """How often each plain name is bound by assignments, loops, ``with`` and the like below ``node``."""
-    counts: dict[str, int] = {}
-    for target in m.findall(node, m.AssignTarget() | m.AnnAssign() | m.AugAssign() | m.For() | m.NamedExpr() | m.AsName()):
-        bound = target.name if isinstance(target, cst.AsName) else target.target  # type: ignore[attr-defined]
-        for name in [bound] if isinstance(bound, cst.Name) else _tuple_names(bound):
-            counts[name.value] = counts.get(name.value, 0) + 1
-    return counts
+class _Bindings(cst.CSTVisitor):
+    """Counts how often each plain name is bound, and keeps what single-target assignments assign."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.values: dict[str, cst.BaseExpression] = {}
+
+    def _bind(self, node: cst.CSTNode | None) -> None:
+        if isinstance(node, cst.Name):
+            self.counts[node.value] = self.counts.get(node.value, 0) + 1
+        elif isinstance(node, cst.Tuple | cst.List):
+            for element in node.elements:
+                self._bind(element.value)
+
+    def visit_Assign(self, node: cst.Assign) -> None:
+        for target in node.targets:
+            self._bind(target.target)
+        if len(node.targets) == 1 and isinstance(node.targets[0].target, cst.Name):
+            self.values[node.targets[0].target.value] = node.value
+
+    def visit_AnnAssign(self, node: cst.AnnAssign) -> None:
+        self._bind(node.target)
+
+    def visit_AugAssign(self, node: cst.AugAssign) -> None:
+        self._bind(node.target)
+
+    def visit_For(self, node: cst.For) -> None:
+        self._bind(node.target)
+
+    def visit_CompFor(self, node: cst.CompFor) -> None:
+        self._bind(node.target)
+
+    def visit_NamedExpr(self, node: cst.NamedExpr) -> None:
+        self._bind(node.target)
+
+    def visit_AsName(self, node: cst.AsName) -> None:
+        self._bind(node.name)
+
+    def visit_Param(self, node: cst.Param) -> None:
+        self._bind(node.name)
 
 
-def _tuple_names(node: cst.CSTNode) -> list[cst.Name]:
-    if isinstance(node, cst.Name):
-        return [node]
-    if isinstance(node, cst.Tuple | cst.List):
-        return [name for element in node.elements for name in _tuple_names(element.value)]
-    return []
-
-
-def local_constants(function: cst.CSTNode, facts: Facts) -> dict[str, Any]:
-    """Names that ``function`` binds exactly once, to a known constant."""
-    counts = assigned_names(function)
-    bound = {p.name.value for p in m.findall(function, m.Param(name=m.Name()))}  # type: ignore[attr-defined]
-    found = {}
-    for assign in m.findall(function, m.Assign(targets=[m.AssignTarget(target=m.Name())])):
-        name = assign.targets[0].target.value  # type: ignore[attr-defined]
-        value = facts.value(assign.value)  # type: ignore[attr-defined]
-        if counts.get(name) == 1 and name not in bound and (value is None or isinstance(value, bool)):
-            found[name] = value
+def bindings(function: cst.CSTNode) -> _Bindings:
+    """The names that ``function`` binds: parameters, assignments, loops, ``with`` and the like."""
+    found = _Bindings()
+    function.visit(found)
     return found
+
+
+def mentions(node: cst.CSTNode, facts: Facts) -> bool:
+    """Whether ``node`` names anything that the facts speak about; most functions do not, and need no folding."""
+    text = cst.Module([]).code_for_node(node)
+    return any(name in text for name in (*facts.values, *facts.calls))
 
 
 def fold(node: Any, facts: Facts) -> Any:
@@ -258,8 +284,31 @@ def fold(node: Any, facts: Facts) -> Any:
 
 def fold_function(function: Any, facts: Facts) -> Any:
     """A function folded by ``facts`` and by what its own single assignments then make known."""
-    rebound = assigned_names(function)
-    usable = Facts({k: v for k, v in facts.values.items() if k not in rebound}, facts.calls)
-    function = fold(function, usable)
-    constants = local_constants(function, usable)
+    if not mentions(function, facts):
+        return function
+    params = {p.name.value for p in (*function.params.params, *function.params.kwonly_params)}
+    function, usable = _fold_assuming(function, facts)
+    local = bindings(function.body)
+    constants = {
+        name: value
+        for name, node in local.values.items()
+        if local.counts[name] == 1 and name not in params
+        for value in [usable.value(node)]
+        if value is None or isinstance(value, bool)
+    }
     return fold(function, usable.merged(constants)) if constants else function
+
+
+def _fold_assuming(function: Any, facts: Facts) -> tuple[Any, Facts]:
+    """Fold a function that may rebind what the facts speak about.
+
+    The facts are assumed to hold throughout. Where every rebinding turns out to lie in a branch that cannot run, the
+    assumption was right; a fact whose name is still rebound afterwards is withdrawn, and folding starts again.
+    """
+    usable = facts
+    while True:
+        folded = fold(function, usable)
+        rebound = set(bindings(folded.body).counts) & set(usable.values)
+        if not rebound:
+            return folded, usable
+        usable = Facts({k: v for k, v in usable.values.items() if k not in rebound}, usable.calls)

@@ -8,6 +8,7 @@ import importlib.util
 import re
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from porter.source.module import CLASS_LINE, Definition, SourceModule
 
@@ -31,6 +32,9 @@ class SourceTree:
     def __init__(self, folder: str | Path | None = None) -> None:
         self.root = _package_folder(folder)
         self._modules: dict[str, SourceModule | None] = {}
+        # Answers that are costly to find and the same for every conversion from this tree.
+        self.converts: dict[tuple[str, str], bool] = {}
+        self.plans: dict[tuple[str, str], Any] = {}
 
     @cached_property
     def version(self) -> str:

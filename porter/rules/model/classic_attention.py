@@ -156,22 +156,29 @@ def _constant_attributes(init: cst.FunctionDef, facts: Facts) -> dict[str, Any]:
 
 def _without_unread(init: cst.FunctionDef, kept: dict[str, Any], constants: dict[str, Any]) -> cst.FunctionDef:
     """The constructor without constant attributes that no remaining method reads."""
+    texts = " ".join(code(f.body) for name, f in kept.items() if name != "__init__")
+    items = [(item, code(item)) for item in init.body.body]
     while True:
-        texts = " ".join(code(f.body) for name, f in kept.items() if name != "__init__")
-        body = []
-        for item in init.body.body:
-            if m.matches(item, m.SimpleStatementLine(body=[m.Assign(targets=[m.AssignTarget(target=m.Attribute())])])):
-                assign = item.body[0]
-                name = dotted(assign.targets[0].target) or ""
-                is_module = constants.get(name) is NOT_NONE and isinstance(assign.value, cst.Call)
-                rest = " ".join(code(other) for other in init.body.body if other is not item)
-                read = re.search(rf"\b{re.escape(name)}\b", texts + " " + rest)
-                if not is_module and not read:
+        remaining = []
+        for item, text in items:
+            name = _assigned_attribute(item)
+            if name:
+                rest = " ".join(other for node, other in items if node is not item)
+                value = item.body[0].value  # type: ignore[union-attr]
+                is_module = constants.get(name) is NOT_NONE and isinstance(value, cst.Call)
+                if not is_module and not re.search(rf"\b{re.escape(name)}\b", texts + " " + rest):
                     continue
-            body.append(item)
-        if len(body) == len(init.body.body):
-            return init
-        init = init.with_changes(body=init.body.with_changes(body=body))
+            remaining.append((item, text))
+        if len(remaining) == len(items):
+            return init.with_changes(body=init.body.with_changes(body=[item for item, _ in items]))
+        items = remaining
+
+
+def _assigned_attribute(item: cst.CSTNode) -> str | None:
+    """``self.x`` of a statement ``self.x = …``."""
+    if m.matches(item, m.SimpleStatementLine(body=[m.Assign(targets=[m.AssignTarget(target=m.Attribute())])])):
+        return dotted(item.body[0].targets[0].target)  # type: ignore[attr-defined]
+    return None
 
 
 def _doc(node: cst.ClassDef, text: str) -> cst.ClassDef:

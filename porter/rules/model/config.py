@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import libcst as cst
 import libcst.matchers as m
 
@@ -9,6 +11,7 @@ from porter.rules.engine import (
     SURFACE,
     Context,
     Rule,
+    bare,
     body_statements,
     code,
     method,
@@ -91,9 +94,34 @@ class ExplicitConfig(Rule):
         ctx.need("diffusers.configuration_utils", "FrozenDict")
         record = statements("self.config = FrozenDict(" + ", ".join(f"{n}={n}" for n in names) + ")")
         body = list(init.body.body)
-        at = next((i + 1 for i, item in enumerate(body) if code(item).startswith("super().__init__")), 0)
+        at = next((i + 1 for i, item in enumerate(body) if bare(item).startswith("super().__init__")), 0)
         body[at:at] = record
         return init.with_changes(body=init.body.with_changes(body=body))
+
+
+class RegisterToConfig(Rule):
+    """Replace a call of ``register_to_config`` by an update of ``self.config``."""
+
+    name = "register-to-config"
+    safety = SURFACE
+    VALID = ("self.register_buffer(name, value)\n",)
+    INVALID = (
+        (
+            "self.register_to_config(a=a)\n",
+            'self.config = FrozenDict({**getattr(self, "config", {}), **dict(a=a)})\n',
+        ),
+    )
+
+    def leave_SimpleStatementLine(
+        self, ctx: Context, original: cst.SimpleStatementLine, updated: cst.SimpleStatementLine
+    ) -> Any:
+        call = updated.body[0].value if len(updated.body) == 1 and isinstance(updated.body[0], cst.Expr) else None
+        if not isinstance(call, cst.Call) or dotted(call.func) != "self.register_to_config":
+            return updated
+        ctx.need("diffusers.configuration_utils", "FrozenDict")
+        given = code(call.with_changes(func=cst.Name("dict")))
+        new = cst.parse_statement(f'self.config = FrozenDict({{**getattr(self, "config", {{}}), **{given}}})')
+        return new.with_changes(leading_lines=updated.leading_lines)
 
 
 class LayerwiseBlocks(Rule):

@@ -6,7 +6,7 @@ from typing import Any
 
 import libcst as cst
 
-from porter.rules.engine import SURFACE, Context, Rule
+from porter.rules.engine import SURFACE, Context, Rule, code
 from porter.rules.fold import dotted
 
 # Modules whose classes are mixins of the diffusers machinery: loading, configuration, caching, attention processors.
@@ -124,19 +124,21 @@ class RemoveMachinery(Rule):
     safety = SURFACE
 
     def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
-        body = [item for item in updated.body.body if not _is_machinery(item)]
+        text = code(updated.body)
+        body = [item for item in updated.body.body if not _is_machinery(item, text)]
         if len(body) == len(updated.body.body):
             return updated
         return updated.with_changes(body=updated.body.with_changes(body=body or [cst.parse_statement("pass")]))
 
 
-def _is_machinery(item: cst.CSTNode) -> bool:
+def _is_machinery(item: cst.CSTNode, text: str) -> bool:
     if isinstance(item, cst.FunctionDef):
         return item.name.value in METHODS
     if isinstance(item, cst.SimpleStatementLine) and len(item.body) == 1:
         node = item.body[0]
         if isinstance(node, cst.Assign):
-            return dotted(node.targets[0].target) in ATTRIBUTES
+            name = dotted(node.targets[0].target)
+            return name in ATTRIBUTES and f"self.{name}" not in text
         if isinstance(node, cst.AnnAssign):
             return dotted(node.target) in ATTRIBUTES
     return False

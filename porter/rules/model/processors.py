@@ -7,7 +7,18 @@ from typing import Any
 import libcst as cst
 import libcst.matchers as m
 
-from porter.rules.engine import SURFACE, Context, Rule, body_statements, code, is_docstring, method, parameters, with_method
+from porter.rules.engine import (
+    SURFACE,
+    Context,
+    Rule,
+    bare,
+    body_statements,
+    code,
+    is_docstring,
+    method,
+    parameters,
+    with_method,
+)
 from porter.rules.fold import dotted
 
 
@@ -103,7 +114,7 @@ def _own_statements(forward: cst.FunctionDef) -> list[Any]:
     """Statements of the forward itself, without the keyword filter and the delegation."""
     kept = []
     for statement in body_statements(forward)[:-1]:
-        text = code(statement)
+        text = bare(statement)
         if any(name in text for name in FILTER_NAMES) or text.startswith("kwargs = {"):
             continue
         kept.append(statement)
@@ -132,7 +143,7 @@ def _sets_processor(statement: cst.CSTNode) -> bool:
         return "processor" in code(statement.test)
     if not isinstance(statement, cst.SimpleStatementLine):
         return False
-    text = code(statement)
+    text = bare(statement)
     return text.startswith(("self.set_processor(", "processor =", "self.processor ="))
 
 

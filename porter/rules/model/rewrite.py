@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any
 
 import libcst as cst
 
 from porter.facts.attention import Sizes, is_attention_module, sizes
 from porter.facts.attention import method as ast_method
-from porter.rules.build import AbsoluteImports
+from porter.rules.build import absolute_imports
 from porter.rules.engine import Context, Rule, code, method, parameters, walk, with_method
 from porter.rules.fold import Facts, fold_function
 from porter.rules.model.attention_layer import AttentionLayer
 from porter.rules.model.classic_attention import ClassicAttention, class_name
-from porter.rules.model.config import ExplicitConfig, LayerwiseBlocks
+from porter.rules.model.config import ExplicitConfig, LayerwiseBlocks, RegisterToConfig
 from porter.rules.model.logger import ReplaceLogger
-from porter.rules.model.mixins import SWITCHES, RemoveDecorators, RemoveMachinery, RemoveMixins
+from porter.rules.model.mixins import METHODS, SWITCHES, RemoveDecorators, RemoveMachinery, RemoveMixins
 from porter.rules.model.processors import FoldProcessor, KeepProcessor
 from porter.rules.model.sites import AttentionSites, plan_for
 from porter.source import Definition
@@ -31,7 +32,7 @@ class ModelRewriter:
 
     def __call__(self, definition: Definition, ctx: Context) -> Any:
         node = definition.parse()
-        node = node.visit(AbsoluteImports(definition.module))
+        node = absolute_imports(node, definition.module)
         if isinstance(node, cst.ClassDef):
             assert isinstance(definition.node, ast.ClassDef)
             return self._class(definition, node, ctx)
@@ -44,6 +45,7 @@ class ModelRewriter:
             ReplaceLogger(),
             KeepProcessor(),
             AttentionSites(self._specialise),
+            RegisterToConfig(),
             ExplicitConfig(),
             LayerwiseBlocks(),
             RemoveMixins(),
@@ -61,7 +63,7 @@ class ModelRewriter:
             if plan is not None and plan.kind == "fold" and plan.processor:
                 processor = ctx.tree.resolve(definition.module.name, plan.processor)
                 assert processor is not None
-                parsed = processor.parse().visit(AbsoluteImports(processor.module))
+                parsed = absolute_imports(processor.parse(), processor.module)
                 _adopt(ctx, processor)
                 node = FoldProcessor().apply(ctx, node, parsed)
             elif plan is not None:
@@ -73,11 +75,30 @@ class ModelRewriter:
         if method(node, "__call__") is not None and len(parameters(method(node, "__call__"))) > 1:
             owner = parameters(method(node, "__call__"))[1].name.value
             measured = _owner_sizes(ctx, definition) if owner == "attn" else None
+        if is_attention_module(source):
+            node = self._with_mixin_methods(ctx, definition, node)
         node = _fold_methods(node, ctx.facts.merged(SWITCHES))
         layer = AttentionLayer(owner, measured, definition.first_line)
         node = walk(node, [layer, *self._rules()], ctx)
         if owner == "self":
             node = _append_to_init(node, layer.construct(ctx))
+        return node
+
+    def _with_mixin_methods(self, ctx: Context, definition: Definition, node: cst.ClassDef) -> cst.ClassDef:
+        """Add the arithmetic methods of ``AttentionModuleMixin`` that the class or its processors call."""
+        mixin = ctx.tree.resolve("diffusers.models.attention", "AttentionModuleMixin")
+        if mixin is None:
+            return node
+        texts = code(node) + "".join(ast.unparse(p) for p in _processors_in(definition))
+        parsed = mixin.parse()
+        assert isinstance(parsed, cst.ClassDef)
+        for item in parsed.body.body:
+            if not isinstance(item, cst.FunctionDef) or item.name.value in METHODS:
+                continue
+            name = item.name.value
+            if re.search(rf"\b(self|attn)\.{name}\(", texts) and method(node, name) is None:
+                _adopt(ctx, mixin)
+                node = with_method(node, item, name)
         return node
 
     def _specialise(
@@ -93,7 +114,7 @@ class ModelRewriter:
         self._names.add(name)
         self._specialised[key] = name
         node = ClassicAttention().specialise(ctx, name, given, known, processor)
-        node = node.visit(AbsoluteImports(ctx.tree.module(processor.module.name) or ctx.module))
+        node = absolute_imports(node, ctx.tree.module(processor.module.name) or ctx.module)
         _adopt(ctx, processor)
         source = ctx.tree.resolve("diffusers.models.attention_processor", "Attention")
         assert source is not None

@@ -9,7 +9,7 @@ import libcst as cst
 
 from porter.facts.attention import CLASSIC, ProcessorPlan, is_attention_module, processor_plan
 from porter.rules.engine import SURFACE, Context, Rule, arguments, code, make_call
-from porter.rules.fold import NOT_NONE, dotted
+from porter.rules.fold import NOT_NONE, bindings, dotted
 from porter.rules.model.classic_attention import (
     DEFAULT_PROCESSOR,
     MODULE,
@@ -18,6 +18,9 @@ from porter.rules.model.classic_attention import (
     known_parameters,
 )
 from porter.source import Definition
+
+# The name of diffusers' own class in a port that keeps it, beside the engine's layer of the same name.
+KEPT_CLASSIC = "DiffusersAttention"
 
 
 class AttentionSites(Rule):
@@ -67,6 +70,18 @@ class AttentionSites(Rule):
         args[-1] = args[-1].with_changes(comma=updated.args[-1].comma)
         return updated.with_changes(args=args)
 
+    def leave_Annotation(self, ctx: Context, original: cst.Annotation, updated: cst.Annotation) -> cst.Annotation:
+        name = dotted(updated.annotation)
+        if name and _resolves_to_classic(ctx, name):
+            ctx.imports["nn"] = ("torch", "nn")
+            return updated.with_changes(annotation=cst.parse_expression("nn.Module"))
+        return updated
+
+    def _keep(self, ctx: Context, call: cst.Call, reason: str) -> cst.Call:
+        ctx.report(ctx.definition.first_line if ctx.definition else 1, reason)
+        ctx.imports[KEPT_CLASSIC] = (MODULE, "Attention")
+        return call.with_changes(func=cst.Name(KEPT_CLASSIC))
+
     def _classic(self, ctx: Context, call: cst.Call) -> Any:
         enclosing = self._classes[-1] if self._classes else "Model"
         source = ctx.tree.resolve(MODULE, "Attention")
@@ -74,17 +89,15 @@ class AttentionSites(Rule):
         init = next(i for i in source.node.body if isinstance(i, ast.FunctionDef) and i.name == "__init__")
         names = [a.arg for a in init.args.args[1:]]
         positional, keywords, starred = arguments(call)
-        line = ctx.definition.first_line if ctx.definition else 1
         if starred:
-            ctx.report(line, f"{enclosing} passes * or ** to Attention; it keeps diffusers' class")
-            return call
+            return self._keep(ctx, call, f"{enclosing} passes * or ** to Attention; it keeps diffusers' class")
         given = {name: arg.value for name, arg in zip(names, positional, strict=False)}
         given.update({name: arg.value for name, arg in keywords.items()})
         known = known_parameters(init, given, self._not_none())
         processor = self._processor(ctx, given, known)
         if processor is None:
-            ctx.report(line, f"{enclosing} chooses its attention processor at run time; it keeps diffusers' Attention")
-            return call
+            reason = f"{enclosing} chooses its attention processor at run time; it keeps diffusers' Attention"
+            return self._keep(ctx, call, reason)
         constants = {k: v for k, v in known.items() if v is not NOT_NONE}
         new_name = self._specialise(ctx, enclosing, given, known, processor)
         kept = [f"{n}={code(v)}" for n, v in given.items() if n not in constants and n != "processor"]
@@ -106,6 +119,11 @@ class AttentionSites(Rule):
         if node is None or code(node) == "None":
             name = DEFAULT_PROCESSOR if known.get("scale_qk", True) is True else UNSCALED_PROCESSOR
             return ctx.tree.resolve(MODULE, name)
+        if isinstance(node, cst.Name) and self._functions:
+            # `processor = P()` above the construction
+            local = bindings(self._functions[-1].body)
+            if local.counts.get(node.value) == 1:
+                node = local.values.get(node.value, node)
         if isinstance(node, cst.Call) and not node.args and isinstance(node.func, cst.Name):
             return ctx.tree.resolve(ctx.module.name, node.func.value)
         return None
@@ -121,6 +139,13 @@ def _resolves_to_classic(ctx: Context, name: str) -> bool:
 
 def plan_for(ctx: Context, name: str) -> ProcessorPlan | None:
     """The plan of the attention class called ``name`` in the module at hand; None if it is no attention class."""
+    key = (ctx.module.name, name)
+    if key not in ctx.tree.plans:
+        ctx.tree.plans[key] = _find_plan(ctx, name)
+    return ctx.tree.plans[key]
+
+
+def _find_plan(ctx: Context, name: str) -> ProcessorPlan | None:
     definition = ctx.module.definitions.get(name)
     if definition is None and name in ctx.module.imports:
         bound = ctx.module.imports[name]

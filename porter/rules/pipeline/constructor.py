@@ -8,7 +8,7 @@ import libcst as cst
 import libcst.matchers as m
 
 from porter.facts.pipeline import Component, PipelineFacts
-from porter.rules.engine import SURFACE, Context, Rule, body_statements, code, statements
+from porter.rules.engine import SURFACE, Context, Rule, bare, body_statements, statements
 from porter.rules.model.processors import rename
 
 LOADER = "vllm_omni.diffusion.model_loader.diffusers_loader"
@@ -37,7 +37,7 @@ class PipelineConstructor(Rule):
         block = cst.IndentedBlock(body=[s for s in body_statements(init) if not _is_registration(s)])
         for name in names:
             block = _qualify(block, name)
-        rest = [_settings(s, ctx) for s in block.body]
+        rest = list(block.body)
         profiler = statements(
             "self.setup_diffusion_pipeline_profiler("
             "enable_diffusion_pipeline_profiler=od_config.enable_diffusion_pipeline_profiler)"
@@ -94,8 +94,7 @@ class PipelineConstructor(Rule):
 
 
 def _is_registration(statement: cst.CSTNode) -> bool:
-    text = code(statement)
-    return text.startswith(("super().__init__(", "self.register_modules("))
+    return bare(statement).startswith(("super().__init__(", "self.register_modules("))
 
 
 def _qualify(block: Any, name: str) -> Any:
@@ -105,14 +104,3 @@ def _qualify(block: Any, name: str) -> Any:
 
 def _reads(block: Any, name: str) -> bool:
     return bool(m.findall(block, m.Name(name)))
-
-
-def _settings(statement: Any, ctx: Context) -> Any:
-    """``self.register_to_config(a=a)`` to ``self.config = FrozenDict(a=a)``."""
-    text = code(statement)
-    if not text.startswith("self.register_to_config("):
-        return statement
-    ctx.need("diffusers.configuration_utils", "FrozenDict")
-    inner = text.removeprefix("self.register_to_config(")
-    held = "**getattr(self, 'config', {}), "
-    return cst.parse_statement(f"self.config = FrozenDict({held.replace(chr(39), chr(34))}{inner}")

@@ -75,7 +75,7 @@ class _Returns(cst.CSTTransformer):
 def output_value(node: cst.BaseExpression) -> cst.BaseExpression:
     """What a return hands out: the media of an output object, or the value itself."""
     if isinstance(node, cst.Call) and (dotted(node.func) or "").endswith("Output"):
-        values = [a.value for a in node.args if not (a.keyword and a.keyword.value in FLAGS)]
+        values = [a.value for a in _media(node)]
         if len(values) == 1:
             return values[0]
         return cst.Tuple([cst.Element(v) for v in values])
@@ -91,10 +91,14 @@ def output_fields(returns: list[cst.Return]) -> list[tuple[str, str]]:
         if isinstance(node, cst.Call) and (dotted(node.func) or "").endswith("Output"):
             return [
                 (a.keyword.value if a.keyword else "images", code(a.value))
-                for a in node.args
-                if not (a.keyword and a.keyword.value in FLAGS)
+                for a in _media(node)
             ]
     return []
+
+
+def _media(output: cst.Call) -> list[cst.Arg]:
+    """Arguments of an output object that carry something: no flags, no literal None."""
+    return [a for a in output.args if not (a.keyword and a.keyword.value in FLAGS) and dotted(a.value) != "None"]
 
 
 def _returns(statement: Any, facts: PipelineFacts) -> Any:

@@ -10,9 +10,10 @@ import libcst as cst
 import libcst.matchers as m
 
 from porter.facts.pipeline import PipelineFacts
-from porter.rules.build import AbsoluteImports
-from porter.rules.engine import Context, Rule, code, method, statements, walk
+from porter.rules.build import absolute_imports
+from porter.rules.engine import Context, Rule, bare, code, method, statements, walk
 from porter.rules.fold import UNKNOWN, Facts, dotted, fold_function
+from porter.rules.model.config import RegisterToConfig
 from porter.rules.model.logger import ReplaceLogger
 from porter.rules.model.mixins import RemoveDecorators, is_mixin
 from porter.rules.pipeline.arguments import DropArguments
@@ -39,7 +40,7 @@ class PipelineRewriter:
         self.post_process = PostProcess()
 
     def __call__(self, definition: Definition, ctx: Context) -> Any:
-        node = definition.parse().visit(AbsoluteImports(definition.module))
+        node = absolute_imports(definition.parse(), definition.module)
         if definition.name == self.facts.name:
             assert isinstance(node, cst.ClassDef)
             return self._pipeline(definition, node, ctx)
@@ -58,6 +59,7 @@ class PipelineRewriter:
             PipelineMembers(),
             CacheContext(),
             StaticHelpers(),
+            RegisterToConfig(),
             RemoveDecorators(),
         ]
         ported: dict[str, cst.FunctionDef] = {}
@@ -150,4 +152,4 @@ CLASS_MACHINERY = (
 
 
 def _is_class_machinery(statement: cst.CSTNode) -> bool:
-    return code(statement).split(" ")[0].split("=")[0] in CLASS_MACHINERY
+    return bare(statement).split(" ")[0].split("=")[0] in CLASS_MACHINERY

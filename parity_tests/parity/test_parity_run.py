@@ -1,0 +1,151 @@
+"""The harness on diffusers itself: one side is a second copy of the reference, doctored where a test says so."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from porter.parity import html, run
+from porter.parity.report import describe_difference, print_report
+from porter.parity.sides import Reference, final_leaves
+from porter.parity.spec import SpecError
+
+NAME = "FluxPipeline"
+
+
+@pytest.fixture
+def run_against(monkeypatch):
+    """Run parity with a copy of the reference in the port's place, after ``doctor`` changed it."""
+
+    def start(doctor=lambda pipeline: None, **options):
+        class Copy(Reference):
+            def __init__(self, folder, models_dir, device, dtype):
+                super().__init__(folder, device, getattr(torch, dtype))
+                doctor(self.pipeline)
+
+        monkeypatch.setattr(run, "Port", Copy)
+        return run.run_parity(NAME, **{"cases": ["plain"], **options})
+
+    return start
+
+
+def test_diffusers_is_at_parity_with_itself(run_against):
+    report = run_against(cases=["plain", "two prompts, a generator each", "output latent"])
+    assert report.passed and report.exit_code == 0 and report.largest_difference == 0
+    stages = [stage.stage for stage in report.cases[0].stages]
+    order = ["encode_prompt[0]", "prepare_latents[0]", "scheduler.timesteps[0]", "transformer[0]", "scheduler.step[0]"]
+    assert [stage for stage in stages if stage in order] == order
+    assert stages[-2:] == ["output[0]", "generator state[0]"]
+
+
+def test_a_changed_weight_is_seen_as_a_weight_and_as_a_layer(run_against):
+    def doctor(pipeline):
+        pipeline.transformer.transformer_blocks[0].attn.to_q.weight.data[0, 0] += 1e-3
+
+    report = run_against(doctor)
+    assert report.verdict == "differs" and report.exit_code == 1
+    assert report.weights.differing == ["transformer.transformer_blocks.0.attn.to_q.weight"]
+    [case] = report.cases
+    assert case.first_difference.stage == "transformer[0]"
+    assert case.location.path == "transformer_blocks.0.attn.to_q" and not case.location.arguments_differ
+    assert "transformer_blocks.0.attn.to_q" in describe_difference(case)
+
+
+def test_a_missing_sigma_shift_is_seen_at_the_timesteps(run_against):
+    report = run_against(lambda pipeline: pipeline.scheduler.set_shift(3.0))
+    assert report.cases[0].first_difference.stage == "scheduler.timesteps[0]"
+
+
+def test_an_ignored_prompt_is_seen_at_the_embeddings(run_against):
+    def doctor(pipeline):
+        original = pipeline.encode_prompt
+        pipeline.encode_prompt = lambda prompt, prompt_2, **kwargs: original("", "", **kwargs)
+
+    report = run_against(doctor)
+    assert report.cases[0].first_difference.stage.startswith(("_get_clip_prompt_embeds", "text_encoder"))
+
+
+def test_random_numbers_drawn_in_excess_are_seen(run_against):
+    def doctor(pipeline):
+        original = pipeline._unpack_latents
+        generator = []
+
+        def prepare(*args, **kwargs):
+            generator.append(args[-2])
+            return type(pipeline).prepare_latents(pipeline, *args, **kwargs)
+
+        def unpack(*args):
+            torch.rand(1, generator=generator[0])
+            return original(*args)
+
+        pipeline.prepare_latents, pipeline._unpack_latents = prepare, unpack
+
+    report = run_against(doctor)
+    assert report.cases[0].first_difference.stage == "generator state[0]"
+
+
+def test_a_port_that_raises_is_no_parity_and_its_words_are_shown(run_against):
+    def doctor(pipeline):
+        pipeline.vae.decode = None
+
+    report = run_against(doctor)
+    assert not report.passed
+    assert "the port raised" in describe_difference(report.cases[0])
+
+
+def test_a_refused_call_must_be_refused_in_the_same_words(monkeypatch, run_against):
+    monkeypatch.setattr(
+        run, "build_cases", lambda *_: [run.Case(name="odd", changes={"prompt_embeds": 1}), run.Case(name="plain")]
+    )
+    report = run_against(cases=None)
+    assert [case.verdict for case in report.cases] == ["rejected alike", "parity"] and report.passed
+
+    def doctor(pipeline):
+        pipeline.check_inputs = lambda *_, **__: None
+
+    report = run_against(doctor, cases=["odd"])
+    assert report.cases[0].verdict == "differs" and not report.passed
+
+
+def test_a_reference_that_wavers_is_no_pass(monkeypatch, run_against):
+    original = Reference.run
+    drift = iter(range(10))
+
+    def wavering(self, kwargs, methods=None):
+        self.pipeline.transformer.proj_out.bias.data += next(drift)
+        return original(self, kwargs, methods)
+
+    monkeypatch.setattr(Reference, "run", wavering)
+    report = run_against()
+    assert report.verdict == "reference not repeatable" and report.exit_code == 1
+    assert report.cases[0].first_difference.stage == "transformer[0]"
+
+
+def test_no_checkpoint_is_not_tested():
+    report = run.run_parity("diffusers.NoSuchPipeline")
+    assert report.verdict == "not tested (no checkpoint)" and report.exit_code == 1
+
+
+def test_an_unknown_case_is_a_bad_question(run_against):
+    with pytest.raises(SpecError, match="no such case: nonsense; there are 'plain'"):
+        run_against(cases=["nonsense"])
+
+
+def test_reports(run_against, tmp_path):
+    report = run_against(cases=["plain", "output pil"])
+    data = json.loads(report.to_json())
+    assert data["verdict"] == "parity" and "pictures" not in data["cases"][0]
+    assert run.ParityReport.model_validate(data).passed
+    html.write(report, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 3 and "<script" not in page and "http" not in page
+    console = Console(record=True, width=200)
+    print_report(report, console, verbose=True)
+    assert "scheduler.step[1]" in console.export_text()
+
+
+def test_output_leaves_are_arrays_in_order_without_flags():
+    leaves = final_leaves([[np.ones(2), np.zeros(2)], None, [True, False], torch.tensor([True])])
+    assert [leaf.tolist() for leaf in leaves.values()] == [[1, 1], [0, 0]]

@@ -1,0 +1,172 @@
+"""Convert many pipelines: in several processes, from the cache where nothing changed, each failure on its own."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import multiprocessing
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from porter.cache import Cache
+from porter.emit.format import FormatError, format_folder
+from porter.port import Converter, Port
+from porter.rules.engine import Residue
+from porter.source import SourceError, SourceTree
+from porter.targets import get_target
+
+
+@dataclass
+class Outcome:
+    """What became of one pipeline: a port with its texts as they are written, or an error.
+
+    Attributes:
+        bad_input: the error lies in the source (it does not parse, say), not in porter.
+    """
+
+    name: str
+    port: Port | None = None
+    error: str = ""
+    trace: str = ""
+    bad_input: bool = False
+
+
+Progress = Callable[[Outcome], None]
+
+
+def convert_batch(
+    names: Iterable[str],
+    tree: SourceTree,
+    target: str = "porter",
+    jobs: int = 1,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """Convert pipelines; the outcomes are in the order of ``names``, whatever the number of processes.
+
+    Args:
+        names: class names of pipelines of ``tree``.
+        tree: the diffusers sources.
+        target: name of the target.
+        jobs: number of processes; pipelines of one folder go to the same one, since they share model files.
+        cache: where ports are kept between runs; None: nowhere.
+        progress: called with each outcome as it arrives.
+    """
+    wanted = list(dict.fromkeys(names))
+    done: dict[str, Outcome] = {}
+
+    def take(outcomes: Iterable[Outcome], keep: bool) -> None:
+        for outcome in outcomes:
+            done[outcome.name] = outcome
+            if keep and cache is not None and outcome.port is not None:
+                cache.write(f"port-{outcome.name}", dataclasses.asdict(outcome.port))
+            if progress is not None:
+                progress(outcome)
+
+    if cache is not None:
+        take((Outcome(name, port) for name in wanted if (port := _kept(cache, name)) is not None), keep=False)
+    groups = _groups([name for name in wanted if name not in done], tree)
+    if jobs == 1 or len(groups) < 2:
+        for group in groups:
+            take(_convert(group, tree, target), keep=True)
+    else:
+        # Processes start afresh: a fork would copy the locks of whatever threads draw the progress.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(
+            min(jobs, len(groups)), mp_context=context, initializer=_start, initargs=(tree.root,)
+        ) as pool:
+            for future in as_completed([pool.submit(_convert_group, group, target) for group in groups]):
+                take(future.result(), keep=True)
+    return [done[name] for name in wanted]
+
+
+def _kept(cache: Cache, name: str) -> Port | None:
+    value = cache.read(f"port-{name}")
+    if value is None:
+        return None
+    value["residue"] = [Residue(**entry) for entry in value["residue"]]
+    return Port(**value)
+
+
+def _groups(names: list[str], tree: SourceTree) -> list[list[str]]:
+    """Names by the folder of their pipeline, the largest group first: the last one to finish should be a small one."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(tree.find_pipeline(name).module.name.rpartition(".")[0], []).append(name)
+    return sorted(found.values(), key=lambda group: (-len(group), group))
+
+
+_tree: SourceTree | None = None
+
+
+def _start(root: Path) -> None:
+    global _tree
+    _tree = SourceTree(root)
+
+
+def _convert_group(names: list[str], target: str) -> list[Outcome]:
+    assert _tree is not None
+    return _convert(names, _tree, target)
+
+
+def _convert(names: list[str], tree: SourceTree, target: str) -> list[Outcome]:
+    converter = Converter(tree, get_target(target))
+    outcomes = [_attempt(converter, name) for name in names]
+    ports = [outcome.port for outcome in outcomes if outcome.port is not None]
+    _format(ports)
+    return outcomes
+
+
+def _attempt(converter: Converter, name: str) -> Outcome:
+    try:
+        port = converter.port(name)
+        for file, text in port.texts.items():
+            _check_syntax(file, text)
+        return Outcome(name, port)
+    except SourceError as error:
+        return Outcome(name, error=str(error), bad_input=True)
+    except Exception as error:
+        # Whatever a rule stumbles over concerns this pipeline alone; the others go on.
+        text = str(error) if isinstance(error, FormatError) else f"{type(error).__name__}: {error}"
+        return Outcome(name, error=" ".join(text.split()), trace=traceback.format_exc())
+
+
+def _check_syntax(file: str, text: str) -> None:
+    try:
+        ast.parse(text)
+    except SyntaxError as error:
+        line = (error.text or "").strip()
+        raise FormatError(f"{file}:{error.lineno}: not Python: {error.msg}: {line}") from error
+
+
+def _format(ports: list[Port]) -> None:
+    with tempfile.TemporaryDirectory(prefix="porter-") as scratch:
+        for number, port in enumerate(ports):
+            for file, text in port.texts.items():
+                path = Path(scratch, str(number), file)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+        if ports:
+            format_folder(Path(scratch))
+        for number, port in enumerate(ports):
+            port.texts = {file: Path(scratch, str(number), file).read_text("utf-8") for file in port.texts}
+
+
+def describe(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as plain data: everything but the texts."""
+    port = outcome.port
+    if port is None:
+        return {"name": outcome.name, "error": outcome.error}
+    return {
+        "name": port.name,
+        "family": port.family,
+        "files": port.files,
+        "residue": [dataclasses.asdict(entry) for entry in port.residue],
+        "features": port.features,
+        "dropped": port.dropped,
+    }

@@ -1,0 +1,152 @@
+"""What there is to convert, and how each of it stands."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import porter
+from porter.batch import Outcome
+from porter.cache import Cache
+from porter.emit.module import render
+from porter.emit.names import model_stem
+from porter.facts.pipeline import TRANSFORMERS, pipeline_facts
+from porter.rules.build import Builder
+from porter.rules.model.rewrite import ModelRewriter
+from porter.source import Definition, SourceError, SourceTree
+from porter.targets import Target
+
+RESULTS = Path(porter.__file__).parent / "parity" / "data" / "results.json"
+NOT_TESTED = "not tested"
+
+
+@dataclass
+class Row:
+    """One pipeline or model class.
+
+    Attributes:
+        tier: depth of the port (``A``: structure-preserving), empty if it does not convert.
+        parity: verdict of the committed results.
+        residue: number of constructs that no rule translated.
+        affects_results: whether results can depend on any of them.
+        models: of a pipeline, the model classes it is made of; of a model, the pipelines that use it.
+    """
+
+    name: str
+    family: str
+    converts: bool
+    tier: str = ""
+    parity: str = NOT_TESTED
+    residue: int = 0
+    affects_results: bool = False
+    error: str = ""
+    related: list[str] = field(default_factory=list)
+
+
+def live_pipelines(tree: SourceTree, cache: Cache | None = None) -> dict[str, list[str]]:
+    """Pipelines that diffusers maintains and that have a transformer, each with its transformer classes.
+
+    Left out are what stands below ``pipelines/deprecated`` and classes that state a ``_last_supported_version``.
+    """
+    kept = cache.read("live") if cache is not None else None
+    if kept is not None:
+        return kept  # type: ignore[no-any-return]
+    found: dict[str, list[str]] = {}
+    for name in tree.pipelines():
+        try:
+            definition = tree.find_pipeline(name)
+        except SourceError:
+            found[name] = []  # its source does not parse; converting it says so
+            continue
+        if ".deprecated." in definition.module.name or _is_deprecated(definition):
+            continue
+        components = pipeline_facts(tree, definition).components
+        models = [model.name for component in components for model in component.converted]
+        if models:
+            found[name] = list(dict.fromkeys(models))
+    if cache is not None:
+        cache.write("live", found)
+    return found
+
+
+def _is_deprecated(definition: Definition) -> bool:
+    assert isinstance(definition.node, ast.ClassDef)
+    assigned = [item.targets[0] for item in definition.node.body if isinstance(item, ast.Assign)]
+    return any(isinstance(target, ast.Name) and target.id == "_last_supported_version" for target in assigned)
+
+
+def transformer_classes(tree: SourceTree) -> list[Definition]:
+    """The model classes of ``diffusers/models/transformers``, by name."""
+    found = []
+    for name, modules in sorted(tree.class_index.items()):
+        for module in modules:
+            definition = tree.resolve(module, name) if module.startswith(TRANSFORMERS) else None
+            if definition is not None and isinstance(definition.node, ast.ClassDef) and _is_model(definition.node):
+                found.append(definition)
+    return found
+
+
+def _is_model(node: ast.ClassDef) -> bool:
+    return any(isinstance(base, ast.Name) and base.id == "ModelMixin" for base in node.bases)
+
+
+def pipeline_rows(outcomes: Iterable[Outcome], live: dict[str, list[str]]) -> list[Row]:
+    """A row for each pipeline, from its conversion and the committed results."""
+    verdicts = parity_results().get("pipelines", {})
+    rows = []
+    for outcome in outcomes:
+        port, models = outcome.port, live.get(outcome.name, [])
+        parity = _verdict(verdicts.get(outcome.name))
+        if port is None:
+            rows.append(Row(outcome.name, "", False, parity=parity, error=outcome.error, related=models))
+        else:
+            rows.append(
+                Row(outcome.name, port.family, True, "A", parity, len(port.residue), not port.clean, related=models)
+            )
+    return rows
+
+
+def model_rows(tree: SourceTree, target: Target, live: dict[str, list[str]], cache: Cache | None = None) -> list[Row]:
+    """A row for each transformer class, converted by itself."""
+    kept = cache.read("models") if cache is not None else None
+    if kept is None:
+        kept = [asdict(_model_row(tree, target, definition)) for definition in transformer_classes(tree)]
+        if cache is not None:
+            cache.write("models", kept)
+    verdicts = parity_results().get("models", {})
+    users: dict[str, list[str]] = {}
+    for pipeline, models in live.items():
+        for model in models:
+            users.setdefault(model, []).append(pipeline)
+    return [
+        Row(**{**row, "parity": _verdict(verdicts.get(row["name"])), "related": users.get(row["name"], [])})
+        for row in kept
+    ]
+
+
+def _model_row(tree: SourceTree, target: Target, definition: Definition) -> Row:
+    family = model_stem(definition.name)
+    try:
+        built = Builder(tree, target.symbols, ModelRewriter()).build([definition])
+        ast.parse(render(built, tree, target))
+    except Exception as error:
+        return Row(definition.name, family, False, error=" ".join(f"{type(error).__name__}: {error}".split()))
+    affects = any(entry.affects_results for entry in built.residue)
+    return Row(definition.name, family, True, "A", residue=len(built.residue), affects_results=affects)
+
+
+def parity_results() -> dict[str, Any]:
+    """The committed results: ``{"pipelines": {name: {"verdict": …}}, "models": {name: {…}}}``; empty if there are none."""
+    if not RESULTS.is_file():
+        return {}
+    return json.loads(RESULTS.read_text("utf-8"))  # type: ignore[no-any-return]
+
+
+def _verdict(result: Any) -> str:
+    if isinstance(result, dict):
+        return str(result.get("verdict", NOT_TESTED))
+    return str(result) if result else NOT_TESTED
