@@ -1,4 +1,8 @@
-"""Convert many pipelines: in several processes, from the cache where nothing changed, each failure on its own."""
+"""Convert many pipelines: in several processes, from the cache where nothing changed, each failure on its own.
+
+The converter is imported when something is to be converted: answers from the cache need neither it nor libcst's matchers,
+which take a second to import.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +13,64 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from porter.cache import Cache
 from porter.emit.format import FormatError, format_folder
-from porter.port import Converter, Port
-from porter.rules.engine import Residue
 from porter.source import SourceError, SourceTree
 from porter.targets import get_target
+
+if TYPE_CHECKING:
+    from porter.port import Converter, Port
 
 
 @dataclass
 class Outcome:
-    """What became of one pipeline: a port with its texts as they are written, or an error.
+    """What became of one pipeline: its port as plain data, with the texts as they are written, or an error.
 
     Attributes:
         bad_input: the error lies in the source (it does not parse, say), not in porter.
     """
 
     name: str
-    port: Port | None = None
+    family: str = ""
+    stem: str = ""
+    files: list[str] = field(default_factory=list)
+    residue: list[dict[str, Any]] = field(default_factory=list)
+    features: dict[str, str] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict, repr=False)
     error: str = ""
     trace: str = ""
     bad_input: bool = False
+
+    @property
+    def converted(self) -> bool:
+        """There is a port."""
+        return not self.error
+
+    @property
+    def clean(self) -> bool:
+        """No residue that results can depend on."""
+        return not any(entry["affects_results"] for entry in self.residue)
+
+    def port(self) -> Port:
+        """The port as an object, as :func:`porter.port.write_ports` takes it."""
+        from porter.port import Port
+        from porter.rules.engine import Residue
+
+        residue = [Residue(**entry) for entry in self.residue]
+        return Port(self.name, self.family, self.stem, self.files, residue, self.features, self.dropped, self.texts)
+
+    def describe(self) -> dict[str, Any]:
+        """What is told about it: everything but the texts."""
+        told = ("name", "family", "files", "residue", "features", "dropped") if self.converted else ("name", "error")
+        return {name: getattr(self, name) for name in told}
+
+
+_PORT_FIELDS = ("name", "family", "stem", "files", "residue", "features", "dropped", "texts")
 
 
 Progress = Callable[[Outcome], None]
@@ -63,13 +100,13 @@ def convert_batch(
     def take(outcomes: Iterable[Outcome], keep: bool) -> None:
         for outcome in outcomes:
             done[outcome.name] = outcome
-            if keep and cache is not None and outcome.port is not None:
-                cache.write(f"port-{outcome.name}", dataclasses.asdict(outcome.port))
+            if keep and cache is not None and outcome.converted:
+                cache.write(f"port-{outcome.name}", dataclasses.asdict(outcome))
             if progress is not None:
                 progress(outcome)
 
     if cache is not None:
-        take((Outcome(name, port) for name in wanted if (port := _kept(cache, name)) is not None), keep=False)
+        take((Outcome(**kept) for name in wanted if (kept := cache.read(f"port-{name}")) is not None), keep=False)
     groups = _groups([name for name in wanted if name not in done], tree)
     if jobs == 1 or len(groups) < 2:
         for group in groups:
@@ -83,14 +120,6 @@ def convert_batch(
             for future in as_completed([pool.submit(_convert_group, group, target) for group in groups]):
                 take(future.result(), keep=True)
     return [done[name] for name in wanted]
-
-
-def _kept(cache: Cache, name: str) -> Port | None:
-    value = cache.read(f"port-{name}")
-    if value is None:
-        return None
-    value["residue"] = [Residue(**entry) for entry in value["residue"]]
-    return Port(**value)
 
 
 def _groups(names: list[str], tree: SourceTree) -> list[list[str]]:
@@ -115,10 +144,11 @@ def _convert_group(names: list[str], target: str) -> list[Outcome]:
 
 
 def _convert(names: list[str], tree: SourceTree, target: str) -> list[Outcome]:
+    from porter.port import Converter
+
     converter = Converter(tree, get_target(target))
     outcomes = [_attempt(converter, name) for name in names]
-    ports = [outcome.port for outcome in outcomes if outcome.port is not None]
-    _format(ports)
+    _format(outcomes)
     return outcomes
 
 
@@ -127,7 +157,8 @@ def _attempt(converter: Converter, name: str) -> Outcome:
         port = converter.port(name)
         for file, text in port.texts.items():
             _check_syntax(file, text)
-        return Outcome(name, port)
+        plain = dataclasses.asdict(port)
+        return Outcome(**{name: plain[name] for name in _PORT_FIELDS})
     except SourceError as error:
         return Outcome(name, error=str(error), bad_input=True)
     except Exception as error:
@@ -144,29 +175,16 @@ def _check_syntax(file: str, text: str) -> None:
         raise FormatError(f"{file}:{error.lineno}: not Python: {error.msg}: {line}") from error
 
 
-def _format(ports: list[Port]) -> None:
+def _format(outcomes: list[Outcome]) -> None:
+    """Format the texts as they will be written; one run of the formatter for all."""
+    if not any(outcome.texts for outcome in outcomes):
+        return
     with tempfile.TemporaryDirectory(prefix="porter-") as scratch:
-        for number, port in enumerate(ports):
-            for file, text in port.texts.items():
+        for number, outcome in enumerate(outcomes):
+            for file, text in outcome.texts.items():
                 path = Path(scratch, str(number), file)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
-        if ports:
-            format_folder(Path(scratch))
-        for number, port in enumerate(ports):
-            port.texts = {file: Path(scratch, str(number), file).read_text("utf-8") for file in port.texts}
-
-
-def describe(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as plain data: everything but the texts."""
-    port = outcome.port
-    if port is None:
-        return {"name": outcome.name, "error": outcome.error}
-    return {
-        "name": port.name,
-        "family": port.family,
-        "files": port.files,
-        "residue": [dataclasses.asdict(entry) for entry in port.residue],
-        "features": port.features,
-        "dropped": port.dropped,
-    }
+        format_folder(Path(scratch))
+        for number, outcome in enumerate(outcomes):
+            outcome.texts = {file: Path(scratch, str(number), file).read_text("utf-8") for file in outcome.texts}

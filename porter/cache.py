@@ -48,6 +48,10 @@ class Cache:
         except (OSError, ValueError, EOFError):
             return None
 
+    def has(self, name: str) -> bool:
+        """Whether there is a value."""
+        return (self.folder / f"{name}.json.gz").is_file()
+
     def write(self, name: str, value: Any) -> None:
         """Keep a value (anything JSON can hold). A cache that cannot be written is no error."""
         try:

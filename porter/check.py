@@ -9,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from porter.batch import Progress, convert_batch
+from porter.batch import Outcome, Progress, convert_batch
 from porter.cache import Cache
-from porter.emit.write import read_registry
-from porter.port import OutputError, Port, write_ports
+from porter.emit.write import OutputError, read_registry
 from porter.source import SourceTree
 from porter.targets import get_target, target_names
 
@@ -105,9 +104,9 @@ def _check_one(
     cache = Cache(tree.root, target) if use_cache else None
     outcomes = convert_batch(names, tree, target, jobs, cache, progress(len(names)) if progress else None)
     result.pipelines += len(names)
-    result.errors.update({outcome.name: outcome.error for outcome in outcomes if outcome.port is None})
-    expected = expected_files([outcome.port for outcome in outcomes if outcome.port is not None])
-    if any(outcome.port is None for outcome in outcomes):
+    result.errors.update({outcome.name: outcome.error for outcome in outcomes if not outcome.converted})
+    expected = expected_files([outcome for outcome in outcomes if outcome.converted])
+    if any(not outcome.converted for outcome in outcomes):
         expected.pop("registry.py")  # it would lack those that failed
     result.files += len(expected)
     for name, text in expected.items():
@@ -121,10 +120,12 @@ def _check_one(
                 result.differences.append(Difference(path, path.read_text("utf-8"), None))
 
 
-def expected_files(ports: list[Port]) -> dict[str, str]:
+def expected_files(outcomes: list[Outcome]) -> dict[str, str]:
     """What ``write_ports`` writes into an empty folder."""
+    from porter.port import write_ports
+
     with tempfile.TemporaryDirectory(prefix="porter-check-") as scratch:
-        write_ports(Path(scratch), ports)
+        write_ports(Path(scratch), [outcome.port() for outcome in outcomes])
         return {p.relative_to(scratch).as_posix(): p.read_text("utf-8") for p in sorted(Path(scratch).rglob("*.py"))}
 
 

@@ -12,11 +12,8 @@ from typing import Any
 import porter
 from porter.batch import Outcome
 from porter.cache import Cache
-from porter.emit.module import render
 from porter.emit.names import model_stem
 from porter.facts.pipeline import TRANSFORMERS, pipeline_facts
-from porter.rules.build import Builder
-from porter.rules.model.rewrite import ModelRewriter
 from porter.source import Definition, SourceError, SourceTree
 from porter.targets import Target
 
@@ -54,7 +51,7 @@ def live_pipelines(tree: SourceTree, cache: Cache | None = None) -> dict[str, li
     """
     kept = cache.read("live") if cache is not None else None
     if kept is not None:
-        return kept  # type: ignore[no-any-return]
+        return kept
     found: dict[str, list[str]] = {}
     for name in tree.pipelines():
         try:
@@ -99,14 +96,12 @@ def pipeline_rows(outcomes: Iterable[Outcome], live: dict[str, list[str]]) -> li
     verdicts = parity_results().get("pipelines", {})
     rows = []
     for outcome in outcomes:
-        port, models = outcome.port, live.get(outcome.name, [])
+        models = live.get(outcome.name, [])
         parity = _verdict(verdicts.get(outcome.name))
-        if port is None:
-            rows.append(Row(outcome.name, "", False, parity=parity, error=outcome.error, related=models))
-        else:
-            rows.append(
-                Row(outcome.name, port.family, True, "A", parity, len(port.residue), not port.clean, related=models)
-            )
+        row = Row(outcome.name, outcome.family, outcome.converted, "", parity, error=outcome.error, related=models)
+        if outcome.converted:
+            row.tier, row.residue, row.affects_results = "A", len(outcome.residue), not outcome.clean
+        rows.append(row)
     return rows
 
 
@@ -129,6 +124,10 @@ def model_rows(tree: SourceTree, target: Target, live: dict[str, list[str]], cac
 
 
 def _model_row(tree: SourceTree, target: Target, definition: Definition) -> Row:
+    from porter.emit.module import render
+    from porter.rules.build import Builder
+    from porter.rules.model.rewrite import ModelRewriter
+
     family = model_stem(definition.name)
     try:
         built = Builder(tree, target.symbols, ModelRewriter()).build([definition])
@@ -140,10 +139,10 @@ def _model_row(tree: SourceTree, target: Target, definition: Definition) -> Row:
 
 
 def parity_results() -> dict[str, Any]:
-    """The committed results: ``{"pipelines": {name: {"verdict": …}}, "models": {name: {…}}}``; empty if there are none."""
+    """The committed results, ``{"pipelines": {name: {"verdict": …}}, "models": …}``; empty if there are none."""
     if not RESULTS.is_file():
         return {}
-    return json.loads(RESULTS.read_text("utf-8"))  # type: ignore[no-any-return]
+    return json.loads(RESULTS.read_text("utf-8"))
 
 
 def _verdict(result: Any) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from porter.emit.example import example_text
-from porter.emit.hooks import post_process_text
+from porter.emit.hooks import post_process_text, pre_process_text
 from porter.emit.module import render
 from porter.emit.names import family, model_stem, pipeline_stem
 from porter.emit.templates import fill
@@ -111,6 +111,10 @@ class Converter:
         built.imports["OmniDiffusionConfig"] = ("vllm_omni.diffusion.data", "OmniDiffusionConfig")
         if rewriter.post_process.calls:
             built.relative["requested_output_type"] = SUPPORT
+        if rewriter.pre_process is not None:
+            built.imports["OmniDiffusionRequest"] = ("vllm_omni.diffusion.request", "OmniDiffusionRequest")
+            for helper in ("component_config", "request_arguments", "with_preprocessed"):
+                built.relative[helper] = SUPPORT
         for name in rewriter.post_process.needs:
             bound = module.imports.get(name)
             target = self.tree.resolve(bound.module, bound.name) if bound and bound.name else None
@@ -120,7 +124,10 @@ class Converter:
     def _pipeline_text(self, port: Port, facts: PipelineFacts, rewriter: PipelineRewriter, built: PortedFile) -> str:
         text = render(built, self.tree, self.target)
         hook = post_process_text(port.stem, facts.name, rewriter.post_process)
-        return f"{text}\n\n{hook}"
+        if rewriter.pre_process is None:
+            return f"{text}\n\n{hook}"
+        before = pre_process_text(port.stem, facts.name, rewriter.pre_process)
+        return f"{text}\n\n{before}\n\n{hook}"
 
     def _support(self) -> str:
         text = fill("support.py.j2")

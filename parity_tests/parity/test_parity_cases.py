@@ -40,6 +40,7 @@ def test_the_cases_of_an_image_pipeline():
         "two prompts",
         "two prompts, two inputs",
         "two prompts, a generator each",
+        "untidy prompt",
         "guidance on",
         "guidance omitted",
         "guidance on, no negative prompt",
@@ -52,6 +53,7 @@ def test_the_cases_of_an_image_pipeline():
         "two per prompt, a generator each",
         "half strength",
         "defaults",
+        "all defaults",
     ]
 
 
@@ -67,7 +69,7 @@ def test_what_a_call_does_not_take_is_not_tried():
         """A pipeline without prompts."""
 
     cases = by_name({"num_inference_steps": 2}, bare)
-    assert list(cases) == ["plain", "two prompts"]
+    assert list(cases) == ["plain", "two prompts", "all defaults"]
     assert cases["two prompts"].changes == {"batch_size": 2}
 
 
@@ -91,6 +93,12 @@ def test_sizes_are_not_square():
 
 def test_defaults_keep_what_the_call_needs_and_what_bounds_its_cost():
     assert by_name()["defaults"].omitted == ["output_type", "true_cfg_scale"]
+
+
+def test_all_defaults_leaves_out_what_costs_and_stops_early():
+    case = by_name()["all defaults"]
+    assert {"height", "width", "num_inference_steps"} <= set(case.omitted) and case.first_call_only
+    assert not {"prompt", "image", "generator"} & set(case.omitted)
 
 
 def test_two_inputs_are_two_different_ones():

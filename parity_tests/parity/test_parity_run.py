@@ -54,8 +54,20 @@ def test_a_changed_weight_is_seen_as_a_weight_and_as_a_layer(run_against):
 
 
 def test_a_missing_sigma_shift_is_seen_at_the_timesteps(run_against):
-    report = run_against(lambda pipeline: pipeline.scheduler.set_shift(3.0))
+    report = run_against(lambda pipeline: pipeline.scheduler.register_to_config(shift_terminal=0.1))
     assert report.cases[0].first_difference.stage == "scheduler.timesteps[0]"
+
+
+def test_a_run_can_stop_before_its_first_prediction(run_against):
+    [case] = run_against(cases=["all defaults"]).cases
+    assert case.passed and case.stages[-1].stage == "transformer[0]"
+    assert not any(stage.stage.startswith(("vae", "output")) for stage in case.stages)
+
+    def doctor(pipeline):
+        original = pipeline.prepare_latents
+        pipeline.prepare_latents = lambda *args: tuple(item + 1 for item in original(*args))
+
+    assert run_against(doctor, cases=["all defaults"]).cases[0].first_difference.stage == "prepare_latents[0]"
 
 
 def test_an_ignored_prompt_is_seen_at_the_embeddings(run_against):
@@ -113,9 +125,9 @@ def test_a_reference_that_wavers_is_no_pass(monkeypatch, run_against):
     original = Reference.run
     drift = iter(range(10))
 
-    def wavering(self, kwargs, methods=None):
+    def wavering(self, kwargs, *options):
         self.pipeline.transformer.proj_out.bias.data += next(drift)
-        return original(self, kwargs, methods)
+        return original(self, kwargs, *options)
 
     monkeypatch.setattr(Reference, "run", wavering)
     report = run_against()

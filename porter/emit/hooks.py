@@ -1,9 +1,10 @@
-"""The post-processing hook of a pipeline file."""
+"""The pre- and post-processing hooks of a pipeline file."""
 
 from __future__ import annotations
 
 from porter.emit.templates import fill
 from porter.rules.pipeline.postprocess import PostProcess
+from porter.rules.pipeline.preprocess import PreProcess
 
 # What diffusers calls an output, and the key under which the engine takes it.
 MEDIA = {"frames": "video", "video": "video", "audios": "audio", "audio": "audio", "sound": "audio"}
@@ -25,6 +26,20 @@ def post_process_text(stem: str, pipeline: str, hook: PostProcess) -> str:
         unpack=", ".join(variables) if several else "",
         result="output" if several else _result(hook, raw),
         processed=_result(hook, processed) if hook.outputs else "output",
+    )
+
+
+def pre_process_text(stem: str, pipeline: str, hook: PreProcess) -> str:
+    """Text of ``get_<stem>_pre_process_func``."""
+    return fill(
+        "pre_process.py.j2",
+        stem=stem,
+        pipeline=pipeline,
+        setup=hook.setup,
+        arguments=hook.arguments,
+        required=hook.required,
+        body=hook.body,
+        outputs=hook.outputs,
     )
 
 

@@ -44,7 +44,13 @@ class CallParameter:
 
 @dataclass
 class PipelineFacts:
-    """Facts about one pipeline class, read from its source."""
+    """Facts about one pipeline class, read from its source.
+
+    Attributes:
+        settings: constructor parameters that are no components, with their defaults.
+        dropped: call parameters that a port does not have.
+        kept: transformers that stay diffusers' own class, with the reason.
+    """
 
     definition: Definition
     components: list[Component]
@@ -52,6 +58,7 @@ class PipelineFacts:
     parameters: list[CallParameter]
     dropped: list[str]
     offload_order: list[str]
+    kept: dict[str, str]
 
     @property
     def name(self) -> str:
@@ -80,10 +87,13 @@ def pipeline_facts(tree: SourceTree, definition: Definition) -> PipelineFacts:
     optional = _string_list(node, "_optional_components")
     registered = _registered(init) if init else []
     components, settings = [], {}
+    kept: dict[str, str] = {}
     for arg, default in _parameters(init) if init else []:
         if arg.arg in registered:
             classes = _annotation_names(arg.annotation)
             converted = [d for name in classes if (d := _converted(tree, definition, name))]
+            if _swaps_processors(definition, arg.arg):
+                converted, kept[arg.arg] = [], "the pipeline replaces its attention processors at run time"
             is_optional = arg.arg in optional or (default is not None and ast.unparse(default) == "None")
             components.append(Component(arg.arg, classes, converted, is_optional))
         else:
@@ -98,7 +108,14 @@ def pipeline_facts(tree: SourceTree, definition: Definition) -> PipelineFacts:
     ]
     dropped = [p.name for p in params if p.name in (*CALLBACKS, *IP_ADAPTER, "return_dict")]
     order = _string(node, "model_cpu_offload_seq")
-    return PipelineFacts(definition, components, settings, params, dropped, order.split("->") if order else [])
+    steps = order.split("->") if order else []
+    return PipelineFacts(definition, components, settings, params, dropped, steps, kept)
+
+
+def _swaps_processors(definition: Definition, component: str) -> bool:
+    """Whether a pipeline sets attention processors on a component while it runs (perturbed attention does)."""
+    text = definition.code
+    return f"self.{component}.set_attn_processor(" in text or f"self.{component}.attn_processors" in text
 
 
 def _method(node: ast.ClassDef, name: str) -> ast.FunctionDef | None:

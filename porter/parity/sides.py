@@ -120,7 +120,9 @@ def _scaled(original: Callable[..., Any]) -> Callable[..., Any]:
     return calculate_dimensions
 
 
-def _run(pipeline: Any, kwargs: dict[str, Any], call: Callable[[], list[Any]], methods: set[str] | None) -> Capture:
+def _run(
+    pipeline: Any, kwargs: dict[str, Any], call: Callable[[], list[Any]], methods: set[str] | None, stop: bool
+) -> Capture:
     # Some components draw from the global generators when none is handed in.
     random.seed(0)
     np.random.seed(0)

@@ -15,6 +15,9 @@ MACHINERY = (
     "diffusers.configuration_utils",
     "diffusers.models.modeling_utils",
     "diffusers.models.cache_utils",
+    "diffusers.models.attention.AttentionMixin",
+    "diffusers.models.attention.AttentionModuleMixin",
+    "diffusers.pipelines.pipeline_utils",
 )
 MODEL_BASE = "ModelMixin"
 DECORATORS = frozenset({"register_to_config", "apply_lora_scale", "maybe_allow_in_graph"})
@@ -66,10 +69,7 @@ SWITCHES: dict[str, Any] = {
 
 def is_mixin(ctx: Context, name: str) -> bool:
     """Whether a base class belongs to the diffusers machinery that a port does without."""
-    origin = ctx.origin(name)
-    if origin.startswith(MACHINERY):
-        return True
-    return origin.startswith("diffusers.") and name.endswith("Mixin")
+    return ctx.origin(name).startswith(MACHINERY)
 
 
 class RemoveMixins(Rule):

@@ -6,6 +6,7 @@ import ast
 from typing import Any
 
 import libcst as cst
+import libcst.matchers as m
 
 from porter.facts.attention import CLASSIC, ProcessorPlan, is_attention_module, processor_plan
 from porter.rules.engine import SURFACE, Context, Rule, arguments, code, make_call
@@ -53,13 +54,16 @@ class AttentionSites(Rule):
 
     def leave_FunctionDef(self, ctx: Context, original: cst.FunctionDef, updated: cst.FunctionDef) -> Any:
         self._functions.pop()
-        return updated
+        if "processor = " not in code(updated.body):
+            return updated
+        # `processor = P()` above constructions that no longer take it
+        return updated if _reads_processor(updated) else updated.visit(_WithoutProcessor())
 
     def leave_Call(self, ctx: Context, original: cst.Call, updated: cst.Call) -> Any:
         name = dotted(updated.func)
         if not name or "." in name:
             return updated
-        if ctx.origin(name) == CLASSIC or _resolves_to_classic(ctx, name):
+        if _resolves_to_classic(ctx, name):
             return self._classic(ctx, updated)
         plan = plan_for(ctx, name)
         if plan is None or plan.kind != "fold":
@@ -129,7 +133,23 @@ class AttentionSites(Rule):
         return None
 
 
+def _reads_processor(function: cst.FunctionDef) -> bool:
+    reads = m.findall(function.body, m.Name("processor"))
+    writes = m.findall(function.body, m.AssignTarget(target=m.Name("processor")))
+    return len(reads) > len(writes)
+
+
+class _WithoutProcessor(cst.CSTTransformer):
+    def leave_SimpleStatementLine(
+        self, original: cst.SimpleStatementLine, updated: cst.SimpleStatementLine
+    ) -> Any:
+        assigns = m.Assign(targets=[m.AssignTarget(target=m.Name("processor"))], value=m.Call())
+        return cst.RemoveFromParent() if m.matches(updated, m.SimpleStatementLine(body=[assigns])) else updated
+
+
 def _resolves_to_classic(ctx: Context, name: str) -> bool:
+    if ctx.origin(name) == CLASSIC:
+        return True
     bound = ctx.module.imports.get(name)
     if name != "Attention" or bound is None or bound.name is None:
         return False

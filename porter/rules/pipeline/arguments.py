@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import libcst as cst
+import libcst.matchers as m
 
-from porter.rules.engine import SURFACE, Context, Rule, parameters
+from porter.rules.engine import SURFACE, Context, Rule, names_in, parameters
 from porter.rules.fold import dotted
 
 
@@ -37,6 +38,13 @@ class DropArguments(Rule):
                 kwonly_params=[p for p in params.kwonly_params if p.name.value not in self.dropped],
             )
         )
+
+    def leave_If(self, ctx: Context, original: cst.If, updated: cst.If) -> Any:
+        # A check of a dropped argument that folding could not decide: `if not all(… for k in <dropped>): raise …`
+        raises = m.matches(updated.body, m.IndentedBlock(body=[m.SimpleStatementLine(body=[m.Raise()])]))
+        if raises and updated.orelse is None and set(names_in(updated.test)) & set(self.dropped):
+            return cst.RemoveFromParent()
+        return updated
 
     def leave_Call(self, ctx: Context, original: cst.Call, updated: cst.Call) -> Any:
         name = dotted(updated.func)

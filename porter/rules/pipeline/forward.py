@@ -34,8 +34,7 @@ class Forward(Rule):
         ctx.need("vllm_omni.diffusion.worker.request_batch", "DiffusionRequestBatch")
         ctx.need("", "request_arguments")
         own = [p for p in self.facts.parameters if p.name not in self.facts.dropped]
-        dropped = ", ".join(f'"{name}"' for name in self.facts.dropped)
-        lines = [f"given = request_arguments(req, type(self).forward, dropped=({dropped}{',' if dropped else ''}))"]
+        lines = ["given = request_arguments(req, type(self))"]
         lines += [f'{p.name} = given.pop("{p.name}", {p.name})' for p in own]
         star = call.params.star_kwarg
         if isinstance(star, cst.Param):

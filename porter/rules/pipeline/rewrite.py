@@ -21,6 +21,7 @@ from porter.rules.pipeline.constructor import PipelineConstructor
 from porter.rules.pipeline.forward import Forward
 from porter.rules.pipeline.members import CacheContext, PipelineMembers, StaticHelpers
 from porter.rules.pipeline.postprocess import PostProcess, PostProcessHook
+from porter.rules.pipeline.preprocess import PreProcess, PreProcessHook
 from porter.source import Definition
 
 BASES = (
@@ -38,6 +39,7 @@ class PipelineRewriter:
     def __init__(self, facts: PipelineFacts) -> None:
         self.facts = facts
         self.post_process = PostProcess()
+        self.pre_process: PreProcess | None = None
 
     def __call__(self, definition: Definition, ctx: Context) -> Any:
         node = absolute_imports(definition.parse(), definition.module)
@@ -75,7 +77,10 @@ class PipelineRewriter:
         init = ported.pop("__init__")
         call = ported.pop("__call__")
         default = self.facts.default("output_type")
+        call, self.pre_process = PreProcessHook(self.facts, init).apply(ctx, call)
         call, self.post_process = PostProcessHook(init).apply(ctx, call, default)
+        for component, reason in self.facts.kept.items():
+            ctx.report(definition.first_line, f"{component} stays diffusers' own model: {reason}")
         head = statements(self._attributes())
         constructor = PipelineConstructor(self.facts).apply(ctx, init)
         forward = Forward(self.facts).apply(ctx, call)
@@ -104,7 +109,8 @@ class PipelineRewriter:
         names = [c.name for c in self.facts.components]
         encoders = [n for n in names if re.match(r"(text|image|audio)_encoder", n)]
         vaes = [n for n in names if re.search(r"(^|_)(vae|vqvae|vq_model|movq)$", n)]
-        text = "".join(
+        text = f"dropped_arguments: ClassVar[tuple[str, ...]] = {tuple(self.facts.dropped)!r}\n".replace("'", '"')
+        text += "".join(
             f"{key}: ClassVar[list[str]] = {value!r}\n".replace("'", '"')
             for key, value in (("_dit_modules", dits), ("_encoder_modules", encoders), ("_vae_modules", vaes))
         )
@@ -124,7 +130,7 @@ class PipelineRewriter:
 
 def _pipeline_facts(ctx: Context, facts: PipelineFacts) -> Facts:
     """What is known inside a pipeline: dropped parameters are absent, removed mixins are not there."""
-    values: dict[str, Any] = {name: None for name in facts.dropped}
+    values: dict[str, Any] = {name: _scalar(facts.default(name)) for name in facts.dropped}
     if "return_dict" in values:
         values["return_dict"] = True
     values["USE_PEFT_BACKEND"] = True
@@ -139,6 +145,12 @@ def _pipeline_facts(ctx: Context, facts: PipelineFacts) -> Facts:
     merged = ctx.facts.merged(values)
     merged.calls["isinstance"] = is_instance
     return merged
+
+
+def _scalar(default: str | None) -> Any:
+    """A number as a default stands for itself; anything else that was dropped is absent."""
+    value = ast.literal_eval(default) if default and default.replace(".", "").isdigit() else None
+    return value
 
 
 CLASS_MACHINERY = (

@@ -1,0 +1,68 @@
+"""The command line: one module a command, and nothing heavy imported before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from porter.cli.check import check
+from porter.cli.common import Failure, complain
+from porter.cli.convert import convert
+from porter.cli.listing import list_
+from porter.cli.parity import parity
+from porter.cli.run import run
+
+app = typer.Typer(
+    name="porter",
+    help="Turns diffusers pipelines into native vLLM-Omni models and proves that the two compute the same.",
+    add_completion=False,
+    no_args_is_help=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("list")(list_)
+app.command("convert")(convert)
+app.command("check")(check)
+app.command("parity")(parity)
+app.command("run")(run)
+
+# typer carries its own click, or imports one, as its version will; the base of this class is the same in both.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import porter
+
+        print(f"porter {porter.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", is_eager=True, callback=_version, help="print the version"),
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 good, 1 the answer is no, 2 the question was bad."""
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    command = typer.main.get_command(app)
+    try:
+        return command.main(given, prog_name="porter", standalone_mode=False) or 0
+    except Failure as failure:
+        complain(str(failure))
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        complain("interrupted")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone; say nothing more
+        return 1
+    except _UsageError as error:
+        complain(getattr(error, "message", "") or str(error))
+        return 2

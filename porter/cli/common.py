@@ -1,0 +1,105 @@
+"""What the commands share: options, errors, output."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from porter.batch import Outcome
+
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print errors only")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="print more")]
+Source = Annotated[
+    Path | None, typer.Option("--source", metavar="DIR", help="diffusers sources; the installed package by default")
+]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=0, help="processes; 0: one a core")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="convert again even if nothing changed")]
+ModelsDir = Annotated[
+    Path | None,
+    typer.Option("--models-dir", metavar="DIR", help="ports as `porter convert -o` writes them; the committed ones"),
+]
+
+# Wide enough for a table that nobody wraps, where the output is no terminal.
+_PIPE_WIDTH = 200
+
+
+class Failure(Exception):
+    """The question was bad: one line on stderr, exit code 2."""
+
+
+@contextlib.contextmanager
+def bad_input(*kinds: type[Exception]) -> Iterator[None]:
+    """Exceptions of these kinds are the user's to mend."""
+    try:
+        yield
+    except kinds as error:
+        raise Failure(str(error)) from error
+
+
+def complain(message: str) -> None:
+    """One line on stderr."""
+    print(f"porter: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """A value as indented JSON on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def console() -> Console:
+    """Stdout through rich: colours and the terminal's width if it is one. NO_COLOR is honoured."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+
+def processes(jobs: int) -> int:
+    """The number of processes that ``--jobs`` asks for."""
+    return jobs or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else jobs or os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, label: str, quiet: bool = False) -> Iterator[Callable[[Outcome], None] | None]:
+    """Called with each outcome; a bar on stderr if that is a terminal and there is more than one to come."""
+    if quiet or total < 2 or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda outcome: bar.update(task, advance=1, description=f"{label} {outcome.name}")
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that torch does not know or that is not here."""
+    if device is None:
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise Failure(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Refuse a dtype that no model is run in."""
+    if dtype is not None and dtype not in DTYPES:
+        raise Failure(f"--dtype {dtype}: there are {', '.join(DTYPES)}")

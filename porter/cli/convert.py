@@ -1,0 +1,178 @@
+"""``porter convert``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from porter.cli.common import (
+    Failure,
+    Jobs,
+    Json,
+    NoCache,
+    Quiet,
+    Source,
+    Verbose,
+    bad_input,
+    console,
+    print_json,
+    processes,
+    progress_bar,
+)
+
+if TYPE_CHECKING:
+    from porter.batch import Outcome
+    from porter.cache import Cache
+    from porter.source import SourceTree
+
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="diffusers.XPipeline or XPipeline")]
+All = Annotated[bool, typer.Option("--all", help="every pipeline that diffusers maintains and that has a transformer")]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="folder of the ports")]
+TargetName = Annotated[str, typer.Option("--target", metavar="porter|vllm-omni", help="what the ports import")]
+Strict = Annotated[bool, typer.Option("--strict", help="exit 1 if anything was left untranslated")]
+
+
+def convert(
+    names: Names = None,
+    everything: All = False,
+    output: Output = Path("out"),
+    target: TargetName = "porter",
+    source: Source = None,
+    strict: Strict = False,
+    jobs: Jobs = 0,
+    no_cache: NoCache = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Convert pipelines and register them in DIR/registry.py."""
+    if bool(names) == everything:
+        raise Failure("name pipelines, or say --all" if not names else "either name pipelines or say --all, not both")
+    from porter.batch import convert_batch
+    from porter.cache import Cache
+    from porter.emit.format import FormatError
+    from porter.emit.write import OutputError, check_folder, read_registry
+    from porter.source import SourceError, SourceTree
+    from porter.targets import get_target
+
+    with bad_input(SourceError, OutputError, ValueError):
+        get_target(target)
+        check_folder(output)
+        read_registry(output)
+        tree = SourceTree(source)
+        cache = None if no_cache else Cache(tree.root, target)
+        wanted = _wanted(names, tree, cache)
+    with bad_input(SourceError), progress_bar(len(wanted), "converting", quiet) as progress:
+        outcomes = convert_batch(wanted, tree, target, processes(jobs), cache, progress)
+    if not everything:
+        for outcome in outcomes:
+            if outcome.bad_input:
+                raise Failure(outcome.error)
+    good = [outcome for outcome in outcomes if outcome.converted]
+    with bad_input(OutputError, OSError):
+        try:
+            changed = _write(output, good)
+        except FormatError as error:
+            raise Failure(f"{output / 'registry.py'}: {error}") from error
+    if json:
+        pipelines = [outcome.describe() for outcome in outcomes]
+        print_json({"target": target, "diffusers": tree.version, "output": str(output), "pipelines": pipelines})
+    elif not quiet:
+        _report(outcomes, output, changed, everything, verbose)
+    if len(good) < len(outcomes) or (strict and any(outcome.residue for outcome in good)):
+        raise typer.Exit(1)
+
+
+def _wanted(names: list[str] | None, tree: SourceTree, cache: Cache | None) -> list[str]:
+    """Class names, each known to be a pipeline."""
+    if not names:
+        from porter.listing import live_pipelines
+
+        return list(live_pipelines(tree, cache))
+    short = list(dict.fromkeys(name.removeprefix("diffusers.") for name in names))
+    for name in short:
+        if cache is None or not cache.has(f"port-{name}"):
+            tree.find_pipeline(name)
+    return short
+
+
+def _write(folder: Path, outcomes: list[Outcome]) -> bool:
+    """Write what is not there yet; whether there was anything."""
+    from porter.emit.write import read_registry
+
+    known = read_registry(folder)["_DIFFUSION_MODELS"]
+
+    def is_there(outcome: Outcome) -> bool:
+        paths = ((folder / file, text) for file, text in outcome.texts.items())
+        return outcome.name in known and all(p.is_file() and p.read_bytes() == text.encode() for p, text in paths)
+
+    stale = [outcome for outcome in outcomes if not is_there(outcome)]
+    if stale:
+        from porter.port import write_ports
+
+        write_ports(folder, [outcome.port() for outcome in stale])
+    return bool(stale)
+
+
+def _report(outcomes: list[Outcome], output: Path, changed: bool, everything: bool, verbose: bool) -> None:
+    if everything:
+        _table(outcomes, verbose)
+    else:
+        for outcome in outcomes:
+            _details(outcome, output)
+    good = sum(outcome.converted for outcome in outcomes)
+    clean = sum(outcome.converted and not outcome.residue for outcome in outcomes)
+    state = "written to" if changed else "up to date in"
+    if everything or len(outcomes) > 1:
+        print(f"{good} of {len(outcomes)} pipelines {state} {output}; {clean} without residue")
+    elif good and not changed:
+        print(f"up to date in {output}")
+    for outcome in outcomes:
+        if outcome.trace and verbose:
+            print(f"{outcome.name}: {outcome.trace}")
+
+
+def _details(outcome: Outcome, output: Path) -> None:
+    if not outcome.converted:
+        print(f"{outcome.name}: does not convert: {outcome.error}")
+        return
+    print(outcome.name)
+    for file in outcome.files:
+        print(f"  {output / file}")
+    if outcome.dropped:
+        print(f"  dropped: {', '.join(outcome.dropped)}")
+    for entry in outcome.residue:
+        print(f"  left as it was: {_place(entry)}{' (results can depend on it)' if entry['affects_results'] else ''}")
+
+
+def _place(entry: dict[str, Any]) -> str:
+    return f"{entry['file']}:{entry['line']}: {entry['reason']}"
+
+
+def _table(outcomes: list[Outcome], verbose: bool) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("pipeline", "family", "residue", "dropped"):
+        table.add_column(heading, justify="right" if heading == "residue" else "left", overflow="fold")
+    for outcome in outcomes:
+        if not outcome.converted:
+            table.add_row(outcome.name, "", "[red]failed[/red]", "")
+            continue
+        style = "red" if not outcome.clean else "yellow" if outcome.residue else "green"
+        dropped = ", ".join(outcome.dropped) if verbose else str(len(outcome.dropped) or "")
+        table.add_row(outcome.name, outcome.family, f"[{style}]{len(outcome.residue)}[/{style}]", dropped)
+    console().print(table)
+    reasons: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if not outcome.converted:
+            print(f"{outcome.name}: {outcome.error}")
+        for entry in outcome.residue:
+            reasons.setdefault(_place(entry), []).append(outcome.name)
+    if reasons:
+        print("left as it was:")
+    for reason, names in reasons.items():
+        users = ", ".join(names) if verbose or len(names) < 4 else f"{len(names)} pipelines"
+        print(f"  {reason} ({users})")

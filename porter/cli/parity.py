@@ -1,0 +1,126 @@
+"""``porter parity``"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from porter.cli.common import Failure, Json, ModelsDir, Quiet, Verbose, bad_input, check_device, check_dtype, console
+
+if TYPE_CHECKING:
+    from porter.parity import ParityReport
+
+Name = Annotated[str | None, typer.Argument(metavar="NAME", help="diffusers.XPipeline or XPipeline")]
+All = Annotated[bool, typer.Option("--all", help="every port that has a tiny checkpoint")]
+Checkpoint = Annotated[
+    str | None, typer.Option("--checkpoint", metavar="DIR|ID", help="a checkpoint; a tiny random one by default")
+]
+Engine = Annotated[str, typer.Option("--engine", metavar="porter", help="what runs the port")]
+Device = Annotated[str, typer.Option("--device", help="where both sides run")]
+Dtype = Annotated[str, typer.Option("--dtype", help="of the weights of both sides")]
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write the report as a page")]
+
+
+def parity(
+    name: Name = None,
+    everything: All = False,
+    checkpoint: Checkpoint = None,
+    engine: Engine = "porter",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    html: Html = None,
+    models_dir: ModelsDir = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run diffusers and a port on the same inputs and compare stage by stage: exit code 0 at parity, 1 if not."""
+    _check(name, everything, checkpoint, engine, html)
+    check_dtype(dtype)
+    names = _names(name, models_dir)
+    check_device(device)
+    from porter.parity import run_parity
+    from porter.parity.checkpoint import SpecError
+    from porter.parity.html import write
+    from porter.parity.report import print_report
+
+    reports: list[ParityReport] = []
+    for number, each in enumerate(names, 1):
+        if everything and not quiet and sys.stderr.isatty():
+            print(f"{number}/{len(names)} {each}", file=sys.stderr)
+        with bad_input(SpecError):
+            report = run_parity(each, checkpoint=checkpoint, models_dir=models_dir, device=device, dtype=dtype)
+        reports.append(report)
+        if not json and not quiet and not everything:
+            print_report(report, console(), verbose)
+    if html is not None:
+        with bad_input(OSError):
+            write(reports[0], html)
+    if json:
+        parts = [report.to_json() for report in reports]
+        print(f"[{', '.join(parts)}]" if everything else parts[0])
+    elif everything and not quiet:
+        _summary(reports)
+    raise typer.Exit(max((report.exit_code for report in reports), default=0))
+
+
+def _check(name: str | None, everything: bool, checkpoint: str | None, engine: str, html: Path | None) -> None:
+    if (name is not None) == everything:
+        raise Failure("name a pipeline, or say --all" if name is None else "either name a pipeline or say --all")
+    if everything and (checkpoint is not None or html is not None):
+        raise Failure("--checkpoint and --html go with one pipeline, not with --all")
+    if engine != "porter":
+        raise Failure(f"--engine {engine}: there is porter")
+    if (
+        checkpoint is not None
+        and not Path(checkpoint).is_dir()
+        and (checkpoint.count("/") != 1 or checkpoint[0] in "./")
+    ):
+        raise Failure(f"--checkpoint {checkpoint}: no such folder, and no hub id")
+    if checkpoint is not None and Path(checkpoint).is_dir() and not Path(checkpoint, "model_index.json").is_file():
+        raise Failure(f"--checkpoint {checkpoint}: holds no model_index.json")
+    if html is not None and not html.absolute().parent.is_dir():
+        raise Failure(f"--html {html}: {html.parent} is no folder")
+
+
+def _names(name: str | None, models_dir: Path | None) -> list[str]:
+    from porter.runtime import ModelNotFoundError
+    from porter.source import SourceError, SourceTree
+
+    if name is not None:
+        with bad_input(SourceError):
+            return [SourceTree().find_pipeline(name).name]
+    from porter.parity.checkpoint import available
+    from porter.runtime.diffusion.registry import ModelRegistry
+
+    with bad_input(ModelNotFoundError):
+        ports = ModelRegistry(models_dir).names()
+    return [each for each in ports if each in available()]
+
+
+def _summary(reports: list[ParityReport]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from porter.parity.report import describe_difference, number
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("pipeline", "verdict", "cases", "largest difference", "why"):
+        table.add_column(heading)
+    for report in reports:
+        style = "green" if report.passed else "red"
+        failed = next((case for case in report.cases if not case.passed), None)
+        why = report.reason or (f"{failed.name}: {describe_difference(failed)}" if failed else "")
+        table.add_row(
+            report.pipeline,
+            f"[{style}]{report.verdict}[/{style}]",
+            f"{sum(case.passed for case in report.cases)}/{len(report.cases)}",
+            number(report.largest_difference),
+            escape(why),
+        )
+    out = console()
+    out.print(table)
+    out.print(f"{sum(report.passed for report in reports)} of {len(reports)} at parity")
