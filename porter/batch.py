@@ -1,7 +1,7 @@
 """Convert many pipelines: in several processes, from the cache where nothing changed, each failure on its own.
 
-The converter is imported when something is to be converted: answers from the cache need neither it nor libcst's matchers,
-which take a second to import.
+The converter is imported when something is to be converted: answers from the cache need neither it nor libcst's
+matchers, which take a second to import.
 """
 
 from __future__ import annotations

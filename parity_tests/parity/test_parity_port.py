@@ -88,4 +88,4 @@ def test_the_transformer_alone_equals_the_original(ports, tmp_path, dtype):
         return model_class(od_config=OmniDiffusionConfig.from_kwargs(model=str(checkpoint), dtype=dtype), **arguments)
 
     report = check_model(QwenImageTransformer2DModel, config, build_port, calls, dtype=dtype)
-    assert report.passed and len(report.calls) == 2, report
+    assert report.passed and len(report.calls) == 3, report

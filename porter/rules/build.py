@@ -10,7 +10,7 @@ from typing import Any
 import libcst as cst
 
 from porter.facts.attention import uses_attention
-from porter.rules.engine import Context, Residue, names_in
+from porter.rules.engine import Context, Residue, names_in, rename
 from porter.rules.fold import UNKNOWN, Facts, fold
 from porter.source import Definition, SourceModule, SourceTree
 from porter.targets import Symbols
@@ -70,6 +70,7 @@ class Builder:
         self._relative = relative or {}
         self._done: dict[str, tuple[str, list[Any]]] = {}
         self._order: dict[str, list[tuple[int, str]]] = {}
+        self._names: dict[tuple[str, str], str] = {}
 
     def build(self, roots: Iterable[Definition]) -> PortedFile:
         for root in roots:
@@ -79,28 +80,44 @@ class Builder:
                 self.file.nodes += self._done[name][1]
         return self.file
 
-    def _add(self, definition: Definition) -> None:
-        name = definition.name
+    def _add(self, definition: Definition, vendored: bool = False) -> str:
+        """Take a definition over; returns the name that it has in the port."""
+        key = (definition.module.name, definition.name)
+        if key in self._names:
+            return self._names[key]
+        name = self._free_name(definition)
+        self._names[key] = name
         if name in self._done:
-            held = self._done[name][0]
-            if held != definition.module.name and not self._identical(name, held, definition):
-                reason = f"{name} is defined in {held} and in {definition.module.name}; the first is used"
-                self._context(definition).report(definition.first_line, reason, affects_results=True)
-            return
+            return name
         self._done[name] = (definition.module.name, [])
         ctx = self._context(definition)
+        ctx.vendored = vendored
         node = self.rewrite(definition, ctx)
         if node is None:
-            return
-        extra = list(ctx.extra.values())
-        for needed in dict.fromkeys(n for item in [node, *extra] for n in names_in(item)):
-            self._need(needed, definition, ctx)
+            return name
+        parts = [*ctx.extra.values(), node]
+        for needed in dict.fromkeys(n for item in parts for n in names_in(item)):
+            emitted = self._need(needed, definition, ctx)
+            if emitted and emitted != needed:
+                parts = [rename(item, needed, emitted) for item in parts]
         if definition.module not in self.file.sources:
             self.file.sources.append(definition.module)
-        self._done[name][1].extend([*extra, node])
+        if name != definition.name:
+            parts[-1] = _renamed(parts[-1], name)
+        self._done[name][1].extend(parts)
         self._order.setdefault(definition.module.name, []).append((definition.first_line, name))
         for rule, count in ctx.applied.items():
             self.file.applied[rule] = self.file.applied.get(rule, 0) + count
+        return name
+
+    def _free_name(self, definition: Definition) -> str:
+        """The definition's name, or one with the stem of its module where another module's definition has it."""
+        name = definition.name
+        held = self._done.get(name)
+        if held is None or self._identical(name, held[0], definition):
+            return name
+        stem = definition.module.name.split(".")[-1].removeprefix("transformer_")
+        return f"{name}_{stem}"
 
     def _identical(self, name: str, held: str, definition: Definition) -> bool:
         other = self.tree.module(held)
@@ -112,38 +129,40 @@ class Builder:
         ctx.residue, ctx.dropped = self.file.residue, self.file.dropped
         return ctx
 
-    def _need(self, name: str, definition: Definition, ctx: Context) -> None:
+    def _need(self, name: str, definition: Definition, ctx: Context) -> str | None:
+        """Make a name available that a rewritten definition refers to; returns what it is called in the port."""
         module = definition.module
         if name in ctx.imports:
-            self._import(name, *ctx.imports[name])
-        elif name in self._relative and name not in self._done:
+            return self._import(name, *ctx.imports[name])
+        if name in self._relative and name not in self._done:
             self.file.relative[name] = self._relative[name]
         elif name in module.definitions and name not in module.guarded:
-            self._add(module.definitions[name])
+            if ctx.vendored and self.symbols.has(module.name, name):
+                return self._import(name, module.name, name)
+            return self._add(module.definitions[name], ctx.vendored)
         elif name in module.guarded:
             self._guarded(name, module)
         elif name in module.imports:
             bound = module.imports[name]
-            self._import(name, bound.module, bound.name)
+            return self._import(name, bound.module, bound.name)
+        return None
 
-    def _import(self, bound: str, module: str, name: str | None) -> None:
-        if bound in self.file.imports or bound in self._done:
-            return
+    def _import(self, bound: str, module: str, name: str | None) -> str | None:
         if not module:
             self.file.relative[bound] = SUPPORT
-            return
+            return bound
         target = self.tree.resolve(module, name) if name and module.startswith("diffusers") else None
-        if target is None:
-            self.file.imports[bound] = (module, name)
-            return
-        if bound != target.name:
-            self.file.imports[bound] = (target.module.name, target.name)
+        if target is None or bound != target.name:
+            place = (module, name) if target is None else (target.module.name, target.name)
+            self.file.imports.setdefault(bound, place)
         elif self.must_inline(target):
-            if not self.symbols.has(target.module.name, target.name):
+            missing = not self.symbols.has(target.module.name, target.name)
+            if missing:
                 self.file.vendored.append(f"{target.module.name}.{target.name}")
-            self._add(target)
-        else:
-            self.file.imports[bound] = (self._public_module(module, target), target.name)
+            return self._add(target, vendored=missing and not (self._inline and self.converts(target)))
+        elif bound not in self._done:
+            self.file.imports.setdefault(bound, (self._public_module(module, target), target.name))
+        return bound
 
     def _public_module(self, module: str, target: Definition) -> str:
         """The defining module, or the one that the source imported from where only that exists in the target."""
@@ -197,6 +216,11 @@ class Builder:
                 if module.guarded.get(needed) is not outer:
                     self._need(needed, definition, ctx)
         self._order.setdefault(module.name, []).append((outer.lineno, key))
+
+
+def _renamed(node: Any, name: str) -> Any:
+    """A definition under another name (assignments are renamed with their references)."""
+    return node.with_changes(name=cst.Name(name)) if hasattr(node, "name") else node
 
 
 def absolute_imports(node: Any, module: SourceModule) -> Any:

@@ -6,6 +6,7 @@ A rule is a class with a docstring (what it does and why), a safety class, examp
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -47,6 +48,7 @@ class Context:
         residue: what was left, and why.
         applied: names of the rules that changed something.
         dropped: features of the original that the port does not have, by name.
+        vendored: the definition is taken over as it is, since the target's diffusers lacks it.
     """
 
     tree: SourceTree
@@ -58,6 +60,7 @@ class Context:
     residue: list[Residue] = field(default_factory=list)
     applied: dict[str, int] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
+    vendored: bool = False
 
     def need(self, module: str, name: str) -> str:
         """Ask for ``from module import name`` ; returns ``name``.
@@ -139,27 +142,17 @@ def walk(node: Any, rules: Sequence[Rule], ctx: Context) -> Any:
     return node.visit(SharedWalk(rules, ctx))
 
 
-class _Names(cst.CSTVisitor):
-    def __init__(self) -> None:
-        self.found: dict[str, None] = {}
-
-    def visit_Name(self, node: cst.Name) -> None:
-        self.found.setdefault(node.value)
-
-    def visit_Attribute(self, node: cst.Attribute) -> bool:
-        node.value.visit(self)
-        return False
-
-    def visit_Arg(self, node: cst.Arg) -> bool:
-        node.value.visit(self)
-        return False
-
-
 def names_in(node: cst.CSTNode) -> list[str]:
-    """Names read or bound anywhere in ``node`` (attributes and keyword names left out), in order of appearance."""
-    visitor = _Names()
-    node.visit(visitor)
-    return list(visitor.found)
+    """Names read or bound anywhere in ``node`` (attributes and keyword names left out), in source order."""
+    found = [n for n in ast.walk(to_ast(node)) if isinstance(n, ast.Name)]
+    return list(dict.fromkeys(n.id for n in sorted(found, key=lambda n: (n.lineno, n.col_offset))))
+
+
+def to_ast(node: cst.CSTNode) -> ast.Module:
+    """The standard library's tree of a node: ten times faster to walk than libcst's, for questions that only read."""
+    if isinstance(node, cst.BaseSuite):
+        node = cst.FunctionDef(name=cst.Name("_"), params=cst.Parameters(), body=node)
+    return ast.parse(cst.Module([]).code_for_node(node).strip())
 
 
 def code(node: cst.CSTNode) -> str:
@@ -248,3 +241,23 @@ def make_call(function: str | cst.BaseExpression, args: Sequence[str | cst.Arg])
         else:
             built.append(cst.parse_expression(f"f({arg})").args[0])  # type: ignore[attr-defined]
     return cst.Call(func=func, args=built)
+
+
+class _Rename(cst.CSTTransformer):
+    """Puts an expression in the place of a variable (attribute names and keywords are left)."""
+
+    def __init__(self, old: str, new: str) -> None:
+        self.old, self.new = old, cst.parse_expression(new)
+
+    def leave_Attribute(self, original: cst.Attribute, updated: cst.Attribute) -> cst.Attribute:
+        return updated.with_changes(attr=original.attr)
+
+    def leave_Arg(self, original: cst.Arg, updated: cst.Arg) -> cst.Arg:
+        return updated.with_changes(keyword=original.keyword)
+
+    def leave_Name(self, original: cst.Name, updated: cst.Name) -> cst.BaseExpression:
+        return self.new.deep_clone() if updated.value == self.old else updated
+
+
+def rename(node: Any, old: str, new: str) -> Any:
+    return node if old == new else node.visit(_Rename(old, new))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import libcst as cst
@@ -222,52 +223,33 @@ def cut_unreachable(body: Any) -> Any:
     return body
 
 
-class _Bindings(cst.CSTVisitor):
-    """Counts how often each plain name is bound, and keeps what single-target assignments assign."""
+@dataclass
+class Bindings:
+    """How often each plain name is bound, and what single-target assignments assign to it last."""
 
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-        self.values: dict[str, cst.BaseExpression] = {}
-
-    def _bind(self, node: cst.CSTNode | None) -> None:
-        if isinstance(node, cst.Name):
-            self.counts[node.value] = self.counts.get(node.value, 0) + 1
-        elif isinstance(node, cst.Tuple | cst.List):
-            for element in node.elements:
-                self._bind(element.value)
-
-    def visit_Assign(self, node: cst.Assign) -> None:
-        for target in node.targets:
-            self._bind(target.target)
-        if len(node.targets) == 1 and isinstance(node.targets[0].target, cst.Name):
-            self.values[node.targets[0].target.value] = node.value
-
-    def visit_AnnAssign(self, node: cst.AnnAssign) -> None:
-        self._bind(node.target)
-
-    def visit_AugAssign(self, node: cst.AugAssign) -> None:
-        self._bind(node.target)
-
-    def visit_For(self, node: cst.For) -> None:
-        self._bind(node.target)
-
-    def visit_CompFor(self, node: cst.CompFor) -> None:
-        self._bind(node.target)
-
-    def visit_NamedExpr(self, node: cst.NamedExpr) -> None:
-        self._bind(node.target)
-
-    def visit_AsName(self, node: cst.AsName) -> None:
-        self._bind(node.name)
-
-    def visit_Param(self, node: cst.Param) -> None:
-        self._bind(node.name)
+    counts: dict[str, int] = field(default_factory=dict)
+    values: dict[str, ast.expr] = field(default_factory=dict)
 
 
-def bindings(function: cst.CSTNode) -> _Bindings:
-    """The names that ``function`` binds: parameters, assignments, loops, ``with`` and the like."""
-    found = _Bindings()
-    function.visit(found)
+def bindings(body: cst.BaseSuite) -> Bindings:
+    """The names that a block binds: assignments, loops, ``with``, imports, parameters of inner functions."""
+    found = Bindings()
+    wrapped = cst.FunctionDef(name=cst.Name("_"), params=cst.Parameters(), body=body)
+    outer = ast.parse(cst.Module([]).code_for_node(wrapped)).body[0]
+    for node in ast.walk(outer):
+        names: list[str] = []
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names = [node.id]
+        elif isinstance(node, ast.arg):
+            names = [node.arg]
+        elif isinstance(node, ast.alias):
+            names = [node.asname or node.name.split(".")[0]]
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            names = [node.name]
+        for name in names:
+            found.counts[name] = found.counts.get(name, 0) + 1
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            found.values[node.targets[0].id] = node.value
     return found
 
 
@@ -293,7 +275,7 @@ def fold_function(function: Any, facts: Facts) -> Any:
         name: value
         for name, node in local.values.items()
         if local.counts[name] == 1 and name not in params
-        for value in [usable.value(node)]
+        for value in [usable.value(cst.parse_expression(ast.unparse(node)))]
         if value is None or isinstance(value, bool)
     }
     return fold(function, usable.merged(constants)) if constants else function

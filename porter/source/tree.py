@@ -88,9 +88,16 @@ class SourceTree:
 
     @cached_property
     def class_index(self) -> dict[str, list[str]]:
-        """Class name to the modules that define it, for the folders that hold pipelines and what they are made of."""
+        """Class name to the modules that define it, for the whole package."""
+        return self._index("")
+
+    @cached_property
+    def _pipeline_index(self) -> dict[str, list[str]]:
+        return self._index("pipelines")
+
+    def _index(self, folder: str) -> dict[str, list[str]]:
         index: dict[str, list[str]] = {}
-        for path in sorted(self.root.rglob("*.py")):
+        for path in sorted((self.root / folder).rglob("*.py")):
             relative = path.relative_to(self.root)
             parts = list(relative.with_suffix("").parts)
             if parts[-1] == "__init__":
@@ -101,11 +108,7 @@ class SourceTree:
 
     def pipelines(self) -> list[str]:
         """Names of all classes below ``diffusers/pipelines`` that look like pipelines, sorted."""
-        return sorted(
-            name
-            for name, modules in self.class_index.items()
-            if name.endswith("Pipeline") and any(m.startswith(f"{PACKAGE}.pipelines.") for m in modules)
-        )
+        return sorted(name for name in self._pipeline_index if name.endswith("Pipeline"))
 
     def find_pipeline(self, name: str) -> Definition:
         """The definition of a pipeline class.
@@ -117,7 +120,7 @@ class SourceTree:
             SourceError: no such class (the nearest names are given), or the class is no pipeline.
         """
         short = name.removeprefix(PACKAGE + ".")
-        modules = [m for m in self.class_index.get(short, []) if m.startswith(f"{PACKAGE}.pipelines.")]
+        modules = self._pipeline_index.get(short, [])
         if not modules:
             if short in self.class_index:
                 raise SourceError(f"{short} is a class of {self.class_index[short][0]}, not a pipeline.")

@@ -22,11 +22,25 @@ from porter.rules.engine import (
 from porter.rules.fold import dotted
 from porter.rules.model.mixins import MODEL_BASE
 
-LOAD_WEIGHTS = '''
+DTYPE = '''
 @property
 def dtype(self) -> torch.dtype:
     return next(self.parameters()).dtype
+'''
 
+# What `from_pretrained` does for these modules, and what `ModelMixin.dtype` leaves out of account.
+KEEP_FLOAT32 = '''
+for name, parameter in self.named_parameters():
+    if any(kept in name.split(".") for kept in self._keep_in_fp32_modules):
+        parameter.data = parameter.data.to(torch.float32)
+'''
+DTYPE_BESIDE_FLOAT32 = '''
+@property
+def dtype(self) -> torch.dtype:
+    named = self.named_parameters()
+    return next(p.dtype for name, p in named if not any(kept in name for kept in self._keep_in_fp32_modules))
+'''
+LOAD_WEIGHTS = '''
 @property
 def device(self) -> torch.device:
     return next(self.parameters()).device
@@ -77,12 +91,18 @@ class ExplicitConfig(Rule):
         ctx.need("vllm_omni.diffusion.data", "OmniDiffusionConfig")
         new_init = new_init.with_changes(params=params.with_changes(params=[*params.params, od_config]))
         updated = with_method(updated, new_init, "__init__")
+        keeps = _keeps_float32(original)
+        if keeps:
+            new_init = method(updated, "__init__")
+            assert new_init is not None
+            body = [*new_init.body.body, *statements(KEEP_FLOAT32)]
+            updated = with_method(updated, new_init.with_changes(body=new_init.body.with_changes(body=body)), "__init__")
         ctx.imports["torch"] = ("torch", None)
         ctx.need("collections.abc", "Iterable")
         ctx.need("vllm.model_executor.model_loader.weight_utils", "default_weight_loader")
         body = [*updated.body.body]
         existing = {item.name.value for item in body if isinstance(item, cst.FunctionDef)}
-        for item in statements(LOAD_WEIGHTS):
+        for item in statements((DTYPE_BESIDE_FLOAT32 if keeps else DTYPE) + LOAD_WEIGHTS):
             if item.name.value not in existing:
                 body.append(item.with_changes(leading_lines=[cst.EmptyLine(indent=False)]))
         return updated.with_changes(body=updated.body.with_changes(body=body))
@@ -97,6 +117,11 @@ class ExplicitConfig(Rule):
         at = next((i + 1 for i, item in enumerate(body) if bare(item).startswith("super().__init__")), 0)
         body[at:at] = record
         return init.with_changes(body=init.body.with_changes(body=body))
+
+
+def _keeps_float32(node: cst.ClassDef) -> bool:
+    named = m.Assign(targets=[m.AssignTarget(target=m.Name("_keep_in_fp32_modules"))])
+    return any(m.matches(item, m.SimpleStatementLine(body=[named])) for item in node.body.body)
 
 
 class RegisterToConfig(Rule):

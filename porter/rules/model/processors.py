@@ -17,29 +17,10 @@ from porter.rules.engine import (
     is_docstring,
     method,
     parameters,
+    rename,
     with_method,
 )
 from porter.rules.fold import dotted
-
-
-class _Rename(cst.CSTTransformer):
-    """Puts an expression in the place of a variable (attribute names and keywords are left)."""
-
-    def __init__(self, old: str, new: str) -> None:
-        self.old, self.new = old, cst.parse_expression(new)
-
-    def leave_Attribute(self, original: cst.Attribute, updated: cst.Attribute) -> cst.Attribute:
-        return updated.with_changes(attr=original.attr)
-
-    def leave_Arg(self, original: cst.Arg, updated: cst.Arg) -> cst.Arg:
-        return updated.with_changes(keyword=original.keyword)
-
-    def leave_Name(self, original: cst.Name, updated: cst.Name) -> cst.BaseExpression:
-        return self.new.deep_clone() if updated.value == self.old else updated
-
-
-def rename(node: Any, old: str, new: str) -> Any:
-    return node if old == new else node.visit(_Rename(old, new))
 
 
 class FoldProcessor(Rule):

@@ -18,6 +18,7 @@ from porter.rules.model.classic_attention import ClassicAttention, class_name
 from porter.rules.model.config import ExplicitConfig, LayerwiseBlocks, RegisterToConfig
 from porter.rules.model.logger import ReplaceLogger
 from porter.rules.model.mixins import METHODS, SWITCHES, RemoveDecorators, RemoveMachinery, RemoveMixins
+from porter.rules.model.norms import EngineRMSNorm
 from porter.rules.model.processors import FoldProcessor, KeepProcessor
 from porter.rules.model.sites import AttentionSites, plan_for
 from porter.source import Definition
@@ -33,6 +34,8 @@ class ModelRewriter:
     def __call__(self, definition: Definition, ctx: Context) -> Any:
         node = definition.parse()
         node = absolute_imports(node, definition.module)
+        if ctx.vendored:
+            return node
         if isinstance(node, cst.ClassDef):
             assert isinstance(definition.node, ast.ClassDef)
             return self._class(definition, node, ctx)
@@ -44,6 +47,7 @@ class ModelRewriter:
             RemoveDecorators(),
             ReplaceLogger(),
             KeepProcessor(),
+            EngineRMSNorm(),
             AttentionSites(self._specialise),
             RegisterToConfig(),
             ExplicitConfig(),
@@ -123,7 +127,7 @@ class ModelRewriter:
         measured = sizes(init) if isinstance(init, ast.FunctionDef) else None
         line = ctx.definition.first_line if ctx.definition else 1
         layer = AttentionLayer("self", measured, line)
-        rules = [layer, RemoveDecorators(), RemoveMachinery(), RemoveMixins()]
+        rules = [layer, EngineRMSNorm(), RemoveDecorators(), RemoveMachinery(), RemoveMixins()]
         node = walk(node, rules, ctx)
         ctx.extra[name] = _append_to_init(node, layer.construct(ctx))
         return name

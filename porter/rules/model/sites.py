@@ -127,7 +127,8 @@ class AttentionSites(Rule):
             # `processor = P()` above the construction
             local = bindings(self._functions[-1].body)
             if local.counts.get(node.value) == 1:
-                node = local.values.get(node.value, node)
+                value = local.values.get(node.value)
+                node = cst.parse_expression(ast.unparse(value)) if value is not None else node
         if isinstance(node, cst.Call) and not node.args and isinstance(node.func, cst.Name):
             return ctx.tree.resolve(ctx.module.name, node.func.value)
         return None

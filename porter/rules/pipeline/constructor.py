@@ -8,8 +8,7 @@ import libcst as cst
 import libcst.matchers as m
 
 from porter.facts.pipeline import Component, PipelineFacts
-from porter.rules.engine import SURFACE, Context, Rule, bare, body_statements, statements
-from porter.rules.model.processors import rename
+from porter.rules.engine import SURFACE, Context, Rule, bare, body_statements, rename, statements
 
 LOADER = "vllm_omni.diffusion.model_loader.diffusers_loader"
 
@@ -52,7 +51,8 @@ class PipelineConstructor(Rule):
 
     def _head(self, ctx: Context) -> str:
         converted = [c for c in self.facts.components if c.converted]
-        lines = ["super().__init__()", "self.od_config = od_config", "self.device = get_local_device()"]
+        ctx.need("", "refuse_parallelism")
+        lines = ["super().__init__()", f'refuse_parallelism(od_config, "{self.facts.name}")', "self.od_config = od_config", "self.device = get_local_device()"]
         if converted:
             ctx.need("", "weights_source")
             sources = ", ".join(f'weights_source(od_config, "{c.name}")' for c in converted if not c.optional)

@@ -121,13 +121,12 @@ class PreProcessHook(Rule):
         """Add the statements that compute ``self.<attribute>`` without the components' weights."""
         if attribute in setup:
             return
-        found = [
-            node.value
-            for node in ast.walk(self.init)
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == f"self.{attribute}"
-        ]
+        found = _assignments(self.init, f"self.{attribute}")
+        self._compute(ctx, attribute, found, setup)
+
+    def _compute(self, ctx: Context, attribute: str, found: list[ast.expr], setup: dict[str, str]) -> None:
         if len(found) != 1:
-            raise Unmovable(f"it reads self.{attribute}")
+            raise Unmovable(f"it reads {attribute} of the constructor")
         value = ast.parse(ast.unparse(found[0]), mode="eval").body
         rewriter = _FromConfig(self, ctx, setup)
         text = ast.unparse(rewriter.visit(value))
@@ -179,6 +178,14 @@ def _processes(tree: ast.stmt) -> bool:
     ) and not isinstance(tree, ast.With | ast.For)
 
 
+def _assignments(init: ast.AST, target: str) -> list[ast.expr]:
+    return [
+        node.value
+        for node in ast.walk(init)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == target
+    ]
+
+
 class _Unqualified(ast.NodeTransformer):
     """``self.x`` to ``x`` for what the hook has as a variable."""
 
@@ -220,4 +227,8 @@ class _FromConfig(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> ast.AST:
         if any(c.name == node.id for c in self.rule.facts.components) or node.id in self.rule.facts.settings:
             raise Unmovable(f"it reads the constructor's {node.id}")
+        if node.id not in self.setup:
+            found = _assignments(self.rule.init, node.id)
+            if found:
+                self.rule._compute(self.ctx, node.id, found, self.setup)
         return node

@@ -1,0 +1,288 @@
+"""Runs the examples of a rule: each is one module of a small diffusers package, rewritten by that rule alone.
+
+The package has the folders of diffusers and stubs of what examples import; files that a rule reads for their content
+(the classic ``Attention``) are copied from the installed diffusers. How a rule meets its nodes follows the rewriters of
+models and pipelines, with every other rule left out.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import pkgutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import libcst as cst
+from ruff.__main__ import find_ruff_bin
+
+import porter.rules
+from porter.emit.hooks import post_process_text, pre_process_text
+from porter.facts.attention import is_attention_module, sizes
+from porter.facts.attention import method as ast_method
+from porter.facts.pipeline import PipelineFacts, pipeline_facts
+from porter.rules.build import module_facts
+from porter.rules.engine import Context, Rule, method, parameters, walk, with_method
+from porter.rules.model.classic_attention import ClassicAttention, class_name
+from porter.rules.model.processors import FoldProcessor
+from porter.rules.model.sites import AttentionSites, plan_for
+from porter.source import Definition, SourceTree
+
+MODEL = "models/transformers/transformer_example.py"
+PIPELINE = "pipelines/example/pipeline_example.py"
+STEM = "example"
+
+STUBS = {
+    "__init__.py": '__version__ = "0.0.0"\n',
+    "configuration_utils.py": "class ConfigMixin: ...\n\n\ndef register_to_config(init): ...\n",
+    "image_processor.py": "class VaeImageProcessor: ...\n",
+    "models/__init__.py": (
+        "from .autoencoders.autoencoder_kl import AutoencoderKL\n"
+        "from .transformers.transformer_example import ExampleTransformer2DModel\n"
+    ),
+    "models/autoencoders/__init__.py": "",
+    "models/autoencoders/autoencoder_kl.py": (
+        "class AutoencoderKL:\n    def __init__(self, latent_channels=4, scale_factor=8): ...\n"
+    ),
+    "models/modeling_utils.py": "class ModelMixin: ...\n",
+    "models/transformers/__init__.py": "",
+    MODEL: "class ExampleTransformer2DModel: ...\n",
+    "pipelines/__init__.py": "",
+    "pipelines/example/__init__.py": "",
+    "pipelines/pipeline_utils.py": "class DiffusionPipeline: ...\n",
+}
+COPIED = ("models/attention.py", "models/attention_processor.py", "models/normalization.py")
+
+
+@dataclass
+class Example:
+    """One example, readable as the rule reads a diffusers file."""
+
+    tree: SourceTree
+    ctx: Context
+    parsed: cst.Module
+
+    @property
+    def classes(self) -> list[Definition]:
+        return [d for d in self.ctx.module.definitions.values() if isinstance(d.node, ast.ClassDef)]
+
+    def context(self, definition: Definition) -> Context:
+        """The context in which ``definition`` is rewritten; what happens is kept with the example's."""
+        self.ctx.definition = definition
+        return self.ctx
+
+    def with_class(self, name: str, node: Any) -> None:
+        """Put ``node`` in the place of a top-level class; None takes it out."""
+        body: list[Any] = []
+        for item in self.parsed.body:
+            if not (isinstance(item, cst.ClassDef) and item.name.value == name):
+                body.append(item)
+            elif node is not None:
+                body.append(node)
+        self.parsed = self.parsed.with_changes(body=body)
+
+    def node(self, name: str) -> cst.ClassDef:
+        return next(i for i in self.parsed.body if isinstance(i, cst.ClassDef) and i.name.value == name)
+
+
+def rule_types() -> list[type[Rule]]:
+    """All rules, found by importing every module below ``porter.rules``, sorted by name."""
+    for found in pkgutil.walk_packages(porter.rules.__path__, porter.rules.__name__ + "."):
+        importlib.import_module(found.name)
+    rules: list[type[Rule]] = []
+    queue = [Rule]
+    while queue:
+        queue += (subclasses := queue.pop().__subclasses__())
+        rules += subclasses
+    return sorted(rules, key=lambda rule: rule.name)
+
+
+@cache
+def _installed(path: str) -> str:
+    # The text alone: find_spec of a top-level package does not import it.
+    spec = importlib.util.find_spec("diffusers")
+    assert spec is not None and spec.origin is not None
+    return (Path(spec.origin).parent / path).read_text(encoding="utf-8")
+
+
+def package(folder: Path, path: str, text: str) -> SourceTree:
+    """A small diffusers package below ``folder`` whose file ``path`` holds ``text``."""
+    files = {**STUBS, **{name: _installed(name) for name in COPIED}, path: text}
+    for name, content in files.items():
+        place = folder / "diffusers" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(content, encoding="utf-8")
+    return SourceTree(folder)
+
+
+def load(rule: type[Rule], text: str, folder: Path) -> Example:
+    """``text`` as a model file or a pipeline file, whichever the rule is for."""
+    path = PIPELINE if ".pipeline." in rule.__module__ else MODEL
+    tree = package(folder, path, text)
+    module = tree.module("diffusers." + path.removesuffix(".py").replace("/", "."))
+    assert module is not None
+    return Example(tree, Context(tree, module, facts=module_facts(module)), cst.parse_module(text))
+
+
+def rewritten(rule: type[Rule], text: str, folder: Path) -> tuple[str, Context]:
+    """What the rule makes of ``text``, and what it said while it did."""
+    example = load(rule, text, folder)
+    RUNNERS.get(rule.__name__, _walked)(rule, example)
+    return example.parsed.code, example.ctx
+
+
+def formatted(text: str) -> str:
+    command = [find_ruff_bin(), "format", "--isolated", "--line-length", "119", "--no-cache", "--quiet", "-"]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+
+
+def _walked(rule: type[Rule], example: Example) -> None:
+    example.parsed = walk(example.parsed, [rule()], example.ctx)
+
+
+def _attention_layer(rule: type[Rule], example: Example) -> None:
+    """Layers are built by the class that has the sizes; a processor calls those of ``attn``."""
+    for definition in example.classes:
+        assert isinstance(definition.node, ast.ClassDef)
+        ctx, node = example.context(definition), example.node(definition.name)
+        init, call = ast_method(definition.node, "__init__"), method(node, "__call__")
+        owner = parameters(call)[1].name.value if call else "self"
+        layer = rule(owner, sizes(init) if init else None, definition.first_line)  # type: ignore[call-arg]
+        node = walk(node, [layer], ctx)
+        built, new_init = layer.construct(ctx), method(node, "__init__")  # type: ignore[attr-defined]
+        if built and new_init is not None:
+            body = new_init.body.with_changes(body=[*new_init.body.body, *built])
+            node = with_method(node, new_init.with_changes(body=body), "__init__")
+        example.with_class(definition.name, node)
+
+
+def _fold_processor(rule: type[Rule], example: Example) -> None:
+    """Attention classes whose plan is to fold; a processor that was folded is left behind, as nothing names it."""
+    for definition in example.classes:
+        assert isinstance(definition.node, ast.ClassDef)
+        plan = plan_for(example.ctx, definition.name) if is_attention_module(definition.node) else None
+        if plan is None or plan.kind != "fold" or plan.processor is None:
+            continue
+        processor, node = example.node(plan.processor), example.node(definition.name)
+        folded = rule().apply(example.context(definition), node, processor)  # type: ignore[attr-defined]
+        example.with_class(definition.name, folded)
+        example.with_class(plan.processor, None)
+
+
+def _attention_sites(rule: type[Rule], example: Example) -> None:
+    def specialise(ctx: Context, enclosing: str, given: Any, known: Any, processor: Definition) -> str:
+        return class_name(processor.name, enclosing, "cross_attention_dim" in given)
+
+    _sites(example, specialise)
+
+
+def _classic_attention(rule: type[Rule], example: Example) -> None:
+    """Each specialised class stands above the code that builds it."""
+    made: dict[str, cst.ClassDef] = {}
+
+    def specialise(ctx: Context, enclosing: str, given: Any, known: Any, processor: Definition) -> str:
+        name = class_name(processor.name, enclosing, "cross_attention_dim" in given)
+        made[name] = ClassicAttention().specialise(ctx, name, given, known, processor)
+        return name
+
+    before = example.parsed
+    _sites(example, specialise)
+    if not made:
+        example.parsed = before
+    imports = [i for i in example.parsed.body if isinstance(i, cst.SimpleStatementLine)]
+    rest = [i for i in example.parsed.body if i not in imports]
+    example.parsed = example.parsed.with_changes(body=[*imports, *made.values(), *rest])
+
+
+def _sites(example: Example, specialise: Callable[..., str]) -> None:
+    definition = example.classes[-1] if example.classes else None
+    if definition is not None:
+        example.context(definition)
+    example.parsed = walk(example.parsed, [AttentionSites(specialise)], example.ctx)
+
+
+def _pipelines(example: Example) -> list[tuple[Definition, PipelineFacts]]:
+    found = [d for d in example.classes if d.name.endswith("Pipeline")]
+    return [(d, pipeline_facts(example.tree, d)) for d in found]
+
+
+def _drop_arguments(rule: type[Rule], example: Example) -> None:
+    for definition, facts in _pipelines(example):
+        node = example.node(definition.name)
+        methods = [item for item in node.body.body if isinstance(item, cst.FunctionDef)]
+        signatures = {f.name.value: [p.name.value for p in f.params.params][1:] for f in methods}
+        dropping = rule(tuple(facts.dropped), signatures)  # type: ignore[call-arg]
+        example.with_class(definition.name, walk(node, [dropping], example.context(definition)))
+
+
+def _constructor(rule: type[Rule], example: Example) -> None:
+    _method(example, "__init__", lambda facts, ctx, function: rule(facts).apply(ctx, function))  # type: ignore
+
+
+def _forward(rule: type[Rule], example: Example) -> None:
+    _method(example, "__call__", lambda facts, ctx, function: rule(facts).apply(ctx, function))  # type: ignore
+
+
+def _method(example: Example, name: str, apply: Callable[[PipelineFacts, Context, cst.FunctionDef], Any]) -> None:
+    for definition, facts in _pipelines(example):
+        node = example.node(definition.name)
+        function = method(node, name)
+        if function is not None:
+            result = apply(facts, example.context(definition), function)
+            body = [result if item is function else item for item in node.body.body]
+            example.with_class(definition.name, node.with_changes(body=node.body.with_changes(body=body)))
+
+
+def _post_process(rule: type[Rule], example: Example) -> None:
+    """The forward, and below the class the hook that its calls went to."""
+    hooks: list[str] = []
+    for definition, facts in _pipelines(example):
+        init = method(example.node(definition.name), "__init__")
+
+        def apply(facts: PipelineFacts, ctx: Context, call: cst.FunctionDef, init: Any = init) -> cst.FunctionDef:
+            call, hook = rule(init).apply(ctx, call, facts.default("output_type"))  # type: ignore
+            if hook.calls:
+                hooks.append(post_process_text(STEM, facts.name, hook))
+            return call
+
+        _method(example, "__call__", apply)
+    _append(example, hooks)
+
+
+def _pre_process(rule: type[Rule], example: Example) -> None:
+    """The forward, and below the class the hook that its statements went to."""
+    hooks: list[str] = []
+    for definition, _ in _pipelines(example):
+        init = method(example.node(definition.name), "__init__")
+
+        def apply(facts: PipelineFacts, ctx: Context, call: cst.FunctionDef, init: Any = init) -> cst.FunctionDef:
+            call, hook = rule(facts, init).apply(ctx, call)  # type: ignore
+            if hook is not None:
+                hooks.append(pre_process_text(STEM, facts.name, hook))
+            return call
+
+        _method(example, "__call__", apply)
+    _append(example, hooks)
+
+
+def _append(example: Example, texts: list[str]) -> None:
+    if texts:
+        example.parsed = cst.parse_module(example.parsed.code + "".join(f"\n\n{text}" for text in texts))
+
+
+RUNNERS: dict[str, Callable[[type[Rule], Example], None]] = {
+    "AttentionLayer": _attention_layer,
+    "AttentionSites": _attention_sites,
+    "ClassicAttention": _classic_attention,
+    FoldProcessor.__name__: _fold_processor,
+    "DropArguments": _drop_arguments,
+    "Forward": _forward,
+    "PipelineConstructor": _constructor,
+    "PostProcessHook": _post_process,
+    "PreProcessHook": _pre_process,
+}
