@@ -12,7 +12,7 @@ from porter.emit.module import render
 from porter.emit.names import family, model_stem, pipeline_stem
 from porter.emit.templates import fill
 from porter.emit.write import OutputError, check_folder, read_registry, registry_text, write_files
-from porter.facts.pipeline import TRANSFORMERS, PipelineFacts, pipeline_facts
+from porter.facts.pipeline import PipelineFacts, pipeline_facts
 from porter.rules.build import SUPPORT, Builder, PortedFile
 from porter.rules.engine import Residue
 from porter.rules.model.rewrite import ModelRewriter
@@ -84,6 +84,7 @@ class Converter:
         port.texts[f"examples/{port.stem}.py"] = example_text(
             port.stem, facts, rewriter.post_process, self.tree, self.target
         )
+        port.features = _features(port, rewriter)
         port.files = sorted(port.texts)
         return port
 
@@ -133,6 +134,25 @@ class Converter:
         text = fill("support.py.j2")
         pattern = re.compile(r"^(\s*from )(vllm(?:_omni)?[\w.]*)( import )", re.MULTILINE)
         return pattern.sub(lambda found: found[1] + self.target.module(found[2]) + found[3], text)
+
+
+def _features(port: Port, rewriter: PipelineRewriter) -> dict[str, str]:
+    """What the port supports; what it was not verified for is refused when it is built."""
+    texts = "".join(port.texts.values())
+    refused = "refused: not verified"
+    return {
+        "attention_backends": "yes" if "self.attn = Attention(" in texts else "diffusers' own",
+        "image_input": "yes" if "support_image_input" in texts else "no",
+        "pre_process_hook": "yes" if rewriter.pre_process is not None else "no",
+        "post_process_hook": "yes" if rewriter.post_process.calls else "no",
+        "regional_compile": "untested" if "_repeated_blocks" in texts else "no",
+        "layerwise_offload": "untested" if "_layerwise_offload_blocks_attrs" in texts else "no",
+        "tensor_parallel": refused,
+        "sequence_parallel": refused,
+        "cfg_parallel": refused,
+        "request_batching": "no",
+        "step_execution": "no",
+    }
 
 
 def convert(

@@ -1,20 +1,18 @@
 """Runs the examples of a rule: each is one module of a small diffusers package, rewritten by that rule alone.
 
-The package has the folders of diffusers and stubs of what examples import; files that a rule reads for their content
-(the classic ``Attention``) are copied from the installed diffusers. How a rule meets its nodes follows the rewriters of
-models and pipelines, with every other rule left out.
+The package has the folders of diffusers and stubs of what examples import, a small classic ``Attention`` among them. How
+a rule meets its nodes follows the rewriters of models and pipelines, with every other rule left out.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import pkgutil
 import subprocess
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ import porter.rules
 from porter.emit.hooks import post_process_text, pre_process_text
 from porter.facts.attention import is_attention_module, sizes
 from porter.facts.attention import method as ast_method
-from porter.facts.pipeline import PipelineFacts, pipeline_facts
+from porter.facts.pipeline import CALLBACKS, IP_ADAPTER, PipelineFacts, pipeline_facts
 from porter.rules.build import module_facts
 from porter.rules.engine import Context, Rule, method, parameters, walk, with_method
 from porter.rules.model.classic_attention import ClassicAttention, class_name
@@ -37,26 +35,62 @@ MODEL = "models/transformers/transformer_example.py"
 PIPELINE = "pipelines/example/pipeline_example.py"
 STEM = "example"
 
+CLASSIC = '''
+class Attention(nn.Module):
+    def __init__(self, query_dim, heads=8, dim_head=64, bias=False, scale_qk=True, qk_norm=None, processor=None):
+        super().__init__()
+        self.heads = heads
+        self.scale = dim_head**-0.5 if scale_qk else 1.0
+        if qk_norm is None:
+            self.norm_q = None
+        elif qk_norm == "layer_norm":
+            self.norm_q = nn.LayerNorm(query_dim)
+        self.to_q = nn.Linear(query_dim, heads * dim_head, bias=bias)
+        if processor is None:
+            processor = AttnProcessor2_0() if scale_qk else AttnProcessor()
+        self.set_processor(processor)
+
+    def set_processor(self, processor):
+        self.processor = processor
+
+    def forward(self, hidden_states, **cross_attention_kwargs):
+        return self.processor(self, hidden_states, **cross_attention_kwargs)
+
+    def split(self, tensor):
+        return tensor.unflatten(-1, (self.heads, -1))
+
+
+class AttnProcessor:
+    def __call__(self, attn, hidden_states):
+        return attn.to_q(hidden_states)
+
+
+class AttnProcessor2_0:
+    def __call__(self, attn, hidden_states):
+        query = attn.to_q(hidden_states)
+        if attn.norm_q is not None:
+            query = attn.norm_q(query)
+        return attn.split(query)
+'''
+
 STUBS = {
     "__init__.py": '__version__ = "0.0.0"\n',
-    "configuration_utils.py": "class ConfigMixin: ...\n\n\ndef register_to_config(init): ...\n",
-    "image_processor.py": "class VaeImageProcessor: ...\n",
     "models/__init__.py": (
         "from .autoencoders.autoencoder_kl import AutoencoderKL\n"
         "from .transformers.transformer_example import ExampleTransformer2DModel\n"
     ),
+    "models/attention_processor.py": CLASSIC,
     "models/autoencoders/__init__.py": "",
     "models/autoencoders/autoencoder_kl.py": (
         "class AutoencoderKL:\n    def __init__(self, latent_channels=4, scale_factor=8): ...\n"
     ),
-    "models/modeling_utils.py": "class ModelMixin: ...\n",
     "models/transformers/__init__.py": "",
     MODEL: "class ExampleTransformer2DModel: ...\n",
     "pipelines/__init__.py": "",
     "pipelines/example/__init__.py": "",
-    "pipelines/pipeline_utils.py": "class DiffusionPipeline: ...\n",
 }
-COPIED = ("models/attention.py", "models/attention_processor.py", "models/normalization.py")
+# Whatever a pipeline's call takes, an example of its removal may show.
+DROPPED = (*CALLBACKS, *IP_ADAPTER, "return_dict")
 
 
 @dataclass
@@ -102,17 +136,14 @@ def rule_types() -> list[type[Rule]]:
     return sorted(rules, key=lambda rule: rule.name)
 
 
-@cache
-def _installed(path: str) -> str:
-    # The text alone: find_spec of a top-level package does not import it.
-    spec = importlib.util.find_spec("diffusers")
-    assert spec is not None and spec.origin is not None
-    return (Path(spec.origin).parent / path).read_text(encoding="utf-8")
+def plain(text: str) -> str:
+    """An example as a file has it, whatever the indentation that it stands with in the rule."""
+    return textwrap.dedent(text).strip("\n") + "\n"
 
 
 def package(folder: Path, path: str, text: str) -> SourceTree:
     """A small diffusers package below ``folder`` whose file ``path`` holds ``text``."""
-    files = {**STUBS, **{name: _installed(name) for name in COPIED}, path: text}
+    files = {**STUBS, path: text}
     for name, content in files.items():
         place = folder / "diffusers" / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -123,6 +154,7 @@ def package(folder: Path, path: str, text: str) -> SourceTree:
 def load(rule: type[Rule], text: str, folder: Path) -> Example:
     """``text`` as a model file or a pipeline file, whichever the rule is for."""
     path = PIPELINE if ".pipeline." in rule.__module__ else MODEL
+    text = plain(text)
     tree = package(folder, path, text)
     module = tree.module("diffusers." + path.removesuffix(".py").replace("/", "."))
     assert module is not None
@@ -212,11 +244,11 @@ def _pipelines(example: Example) -> list[tuple[Definition, PipelineFacts]]:
 
 
 def _drop_arguments(rule: type[Rule], example: Example) -> None:
-    for definition, facts in _pipelines(example):
+    for definition, _ in _pipelines(example):
         node = example.node(definition.name)
         methods = [item for item in node.body.body if isinstance(item, cst.FunctionDef)]
         signatures = {f.name.value: [p.name.value for p in f.params.params][1:] for f in methods}
-        dropping = rule(tuple(facts.dropped), signatures)  # type: ignore[call-arg]
+        dropping = rule(DROPPED, signatures)  # type: ignore[call-arg]
         example.with_class(definition.name, walk(node, [dropping], example.context(definition)))
 
 

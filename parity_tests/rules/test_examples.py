@@ -6,11 +6,11 @@ import ast
 import builtins
 
 import pytest
-from harness import formatted, rewritten, rule_types
+from harness import formatted, plain, rewritten, rule_types
 
 RULES = rule_types()
-VALID = [(rule, text) for rule in RULES for text in rule.VALID]
-INVALID = [(rule, before, after) for rule in RULES for before, after in rule.INVALID]
+VALID = [(rule, text) for rule in RULES for text in map(plain, rule.VALID)]
+INVALID = [(rule, plain(before), plain(after)) for rule in RULES for before, after in rule.INVALID]
 
 
 def _ids(examples: list) -> list[str]:

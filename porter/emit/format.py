@@ -6,7 +6,7 @@ import ast
 import subprocess
 from pathlib import Path
 
-from ruff.__main__ import find_ruff_bin
+from ruff.__main__ import find_ruff_bin  # type: ignore[import-untyped]
 
 OPTIONS = ("--isolated", "--line-length", "119", "--target-version", "py311", "--no-cache", "--quiet")
 

@@ -1,10 +1,10 @@
-"""What an attention module is: its processor, its heads, and which of its attention calls the engine's layer can run."""
+"""What an attention module is: its processor, its heads, and which calls the engine's layer can run."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from porter.source import Definition, SourceModule, SourceTree
 
@@ -74,7 +74,9 @@ def processor_calls(function: ast.AST) -> list[ast.Call]:
     return [n for n in ast.walk(function) if isinstance(n, ast.Call) and ast.unparse(n.func) == "self.processor"]
 
 
-def processor_plan(tree: SourceTree, module: SourceModule, node: ast.ClassDef, requester: SourceModule) -> ProcessorPlan:
+def processor_plan(
+    tree: SourceTree, module: SourceModule, node: ast.ClassDef, requester: SourceModule
+) -> ProcessorPlan:
     """Decide how the processor of the attention class ``node`` (defined in ``module``) is ported."""
     if _is_inspected(module, node):
         return ProcessorPlan("keep", reason="the model inspects the processors of its attention modules")
@@ -86,7 +88,12 @@ def processor_plan(tree: SourceTree, module: SourceModule, node: ast.ClassDef, r
             given = next((k.value for k in call.keywords if k.arg == "processor"), None)
             if given is None or isinstance(given, ast.Constant) and given.value is None:
                 found.append(default)
-            elif isinstance(given, ast.Call) and isinstance(given.func, ast.Name) and not given.args and not given.keywords:
+            elif (
+                isinstance(given, ast.Call)
+                and isinstance(given.func, ast.Name)
+                and not given.args
+                and not given.keywords
+            ):
                 found.append(given.func.id)
             else:
                 found.append(None)
@@ -227,6 +234,25 @@ def _query_width(init: ast.FunctionDef) -> str | None:
     if isinstance(query, ast.Call) and len(query.args) >= 2:
         return f"({ast.unparse(query.args[1])})"
     return None
+
+
+def constant_parameters(module: SourceModule, name: str) -> dict[str, ast.expr]:
+    """Constructor parameters of a class with a literal default that no construction in its module overrides."""
+    definition = module.definitions.get(name)
+    init = method(definition.node, "__init__") if definition and isinstance(definition.node, ast.ClassDef) else None
+    if init is None:
+        return {}
+    args = init.args.args[1:]
+    defaults = [None] * (len(args) - len(init.args.defaults)) + list(init.args.defaults)
+    pairs = list(zip(args, defaults, strict=True)) + list(zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True))
+    constant = {arg.arg: value for arg, value in pairs if isinstance(value, ast.Constant)}
+    for call in _constructions(module, name):
+        if any(keyword.arg is None for keyword in call.keywords) or any(isinstance(a, ast.Starred) for a in call.args):
+            return {}
+        given = {keyword.arg for keyword in call.keywords} | {arg.arg for arg in args[: len(call.args)]}
+        constant = {key: value for key, value in constant.items() if key not in given}
+    assigned = {n.id for n in ast.walk(init) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return {key: value for key, value in constant.items() if key not in assigned}
 
 
 def uses_attention(definition: Definition) -> bool:

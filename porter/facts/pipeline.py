@@ -161,12 +161,16 @@ def _converted(tree: SourceTree, definition: Definition, name: str) -> Definitio
 def _string_list(node: ast.ClassDef, name: str) -> list[str]:
     for item in node.body:
         if isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) == name:
-            return [e.value for e in getattr(item.value, "elts", []) if isinstance(e, ast.Constant)]
+            return [str(e.value) for e in getattr(item.value, "elts", []) if isinstance(e, ast.Constant)]
     return []
 
 
 def _string(node: ast.ClassDef, name: str) -> str | None:
     for item in node.body:
-        if isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) == name and isinstance(item.value, ast.Constant):
+        if (
+            isinstance(item, ast.Assign)
+            and ast.unparse(item.targets[0]) == name
+            and isinstance(item.value, ast.Constant)
+        ):
             return str(item.value.value)
     return None

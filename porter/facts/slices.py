@@ -21,7 +21,9 @@ class Effect:
 
 def effect(statement: ast.stmt) -> Effect:
     """The effect of one statement, nested blocks included."""
-    reads, writes, attributes = set(), set(), set()
+    reads: set[str] = set()
+    writes: set[str] = set()
+    attributes: set[str] = set()
     bound_inside = {n.id for c in ast.walk(statement) if isinstance(c, ast.comprehension) for n in _names(c.target)}
     simple = True
     for node in ast.walk(statement):
@@ -75,8 +77,6 @@ def needs_value(statement: ast.stmt, name: str) -> bool:
     if isinstance(statement, ast.If) and f"{name} is not None" in ast.unparse(statement.test):
         return False
     return any(
-        isinstance(node, ast.Attribute | ast.Subscript)
-        and isinstance(node.value, ast.Name)
-        and node.value.id == name
+        isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == name
         for node in ast.walk(statement)
     ) and f"{name} is not None" not in ast.unparse(statement)

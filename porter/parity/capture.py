@@ -27,6 +27,9 @@ _COMPONENT_METHODS = ("encode", "decode", "generate")
 _SCHEDULER_METHODS = ("step", "add_noise", "scale_noise")
 _PROCESSOR_METHODS = ("preprocess", "preprocess_video", "postprocess", "postprocess_video")
 
+# Values in a tensor above which an early-stopped run does not wait for a VAE.
+_LARGE = 2**18
+
 
 class Enough(BaseException):
     """Ends a run of which only the beginning is wanted; no pipeline catches it."""
@@ -69,6 +72,12 @@ class Capture:
         self._counts[name] = call + 1
         self.events.append(Event(name, call, kind, values, raw))
 
+    def stop(self, name: str, kind: str, values: dict[str, Leaf]) -> None:
+        """Record a call that is not made, and end the run."""
+        self.add(name, kind, values)
+        self.stopped = True
+        raise Enough
+
 
 def neural_components(pipeline: Any) -> dict[str, torch.nn.Module]:
     """The pipeline's components that are torch modules, by attribute name."""
@@ -99,7 +108,8 @@ def capture(pipeline: Any, methods: set[str] | None = None, stop: bool = False) 
     Args:
         pipeline: the reference or the port.
         methods: which of the pipeline's own methods are watched; None: all that are stages.
-        stop: raise :class:`Enough` instead of the first prediction, whose arguments are recorded.
+        stop: raise :class:`Enough` instead of the first prediction, whose arguments are recorded, and instead of
+            encoding or decoding anything large.
     """
     record = Capture()
     parts = components(pipeline)
@@ -110,7 +120,7 @@ def capture(pipeline: Any, methods: set[str] | None = None, stop: bool = False) 
             _watch_method(stack, record, pipeline, name)
         for name, item in parts.items():
             if isinstance(item, torch.nn.Module) and not _is_pipeline(item):
-                _watch_module(stack, record, name, item, stop and is_denoiser(item))
+                _watch_module(stack, record, name, item, stop)
         seen: set[type] = set()
         for name, item in parts.items():
             cls = type(item)
@@ -165,10 +175,8 @@ def _watch_module(stack: contextlib.ExitStack, record: Capture, name: str, modul
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         values = flatten(bind(module.forward, args, kwargs), "args")
-        if stop:
-            record.add(name, "component", values)
-            record.stopped = True
-            raise Enough
+        if stop and is_denoiser(module):
+            record.stop(name, "component", values)
         pending.append((values, (clone_tree(args), clone_tree(kwargs))))
 
     def after(_: Any, __: Any, ___: Any, result: Any) -> None:
@@ -182,15 +190,19 @@ def _watch_module(stack: contextlib.ExitStack, record: Capture, name: str, modul
         stack.callback(handle.remove)
     for method in _COMPONENT_METHODS:
         if inspect.isroutine(getattr(module, method, None)):
-            _watch_codec(stack, record, name, module, method)
+            _watch_codec(stack, record, name, module, method, stop)
 
 
-def _watch_codec(stack: contextlib.ExitStack, record: Capture, name: str, module: torch.nn.Module, method: str) -> None:
+def _watch_codec(
+    stack: contextlib.ExitStack, record: Capture, name: str, module: torch.nn.Module, method: str, stop: bool
+) -> None:
     original = getattr(module, method)
 
     @functools.wraps(original)
     def watched(*args: Any, **kwargs: Any) -> Any:
         values = flatten(bind(original, args, kwargs), "args")
+        if stop and any(isinstance(leaf, torch.Tensor) and leaf.numel() > _LARGE for leaf in values.values()):
+            record.stop(f"{name}.{method}", "codec", values)
         result = original(*args, **kwargs)
         record.add(f"{name}.{method}", "codec", values | flatten(result, "result"))
         return result

@@ -71,9 +71,11 @@ class Builder:
         self._done: dict[str, tuple[str, list[Any]]] = {}
         self._order: dict[str, list[tuple[int, str]]] = {}
         self._names: dict[tuple[str, str], str] = {}
+        self._root: SourceModule | None = None
 
     def build(self, roots: Iterable[Definition]) -> PortedFile:
         for root in roots:
+            self._root = self._root or root.module
             self._add(root)
         for module in self._order:
             for _, name in sorted(self._order[module]):
@@ -126,7 +128,7 @@ class Builder:
     def _context(self, definition: Definition) -> Context:
         facts = module_facts(definition.module)
         ctx = Context(self.tree, definition.module, definition, facts)
-        ctx.residue, ctx.dropped = self.file.residue, self.file.dropped
+        ctx.residue, ctx.dropped, ctx.root = self.file.residue, self.file.dropped, self._root
         return ctx
 
     def _need(self, name: str, definition: Definition, ctx: Context) -> str | None:

@@ -48,6 +48,7 @@ class Context:
         residue: what was left, and why.
         applied: names of the rules that changed something.
         dropped: features of the original that the port does not have, by name.
+        root: the source file that the port's file is made for.
         vendored: the definition is taken over as it is, since the target's diffusers lacks it.
     """
 
@@ -60,6 +61,7 @@ class Context:
     residue: list[Residue] = field(default_factory=list)
     applied: dict[str, int] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
+    root: SourceModule | None = None
     vendored: bool = False
 
     def need(self, module: str, name: str) -> str:
@@ -237,7 +239,9 @@ def make_call(function: str | cst.BaseExpression, args: Sequence[str | cst.Arg])
     built: list[cst.Arg] = []
     for arg in args:
         if isinstance(arg, cst.Arg):
-            built.append(arg.with_changes(comma=cst.MaybeSentinel.DEFAULT, whitespace_after_arg=cst.SimpleWhitespace("")))
+            built.append(
+                arg.with_changes(comma=cst.MaybeSentinel.DEFAULT, whitespace_after_arg=cst.SimpleWhitespace(""))
+            )
         else:
             built.append(cst.parse_expression(f"f({arg})").args[0])  # type: ignore[attr-defined]
     return cst.Call(func=func, args=built)

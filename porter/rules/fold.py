@@ -37,6 +37,7 @@ def dotted(node: cst.BaseExpression) -> str | None:
         return f"{base}.{node.attr.value}" if base else None
     return None
 
+
 COMPARE: dict[type, Callable[[Any, Any], bool]] = {
     cst.Equal: operator.eq,
     cst.NotEqual: operator.ne,

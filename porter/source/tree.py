@@ -144,4 +144,6 @@ def _package_folder(folder: str | Path | None) -> Path:
     for candidate in (base, base / PACKAGE, base / "src" / PACKAGE):
         if (candidate / "__init__.py").is_file() and (candidate / "pipelines").is_dir():
             return candidate
-    raise SourceError(f"{base} holds no diffusers package (looked for pipelines/ there, in diffusers/ and src/diffusers/).")
+    raise SourceError(
+        f"{base} holds no diffusers package (looked for pipelines/ there, in diffusers/ and src/diffusers/)."
+    )

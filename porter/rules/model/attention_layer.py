@@ -53,7 +53,9 @@ class AttentionLayer(Rule):
         if name == SDPA:
             query, key, value = (_transposed(x) for x in (query, key, value))
         args: list[Any] = [cst.Arg(query), cst.Arg(key), cst.Arg(value)]
-        mask = keywords["attn_mask"].value if "attn_mask" in keywords else positional[3].value if positional[3:] else None
+        mask = (
+            keywords["attn_mask"].value if "attn_mask" in keywords else positional[3].value if positional[3:] else None
+        )
         if mask is not None and code(mask) != "None":
             ctx.need(METADATA, "AttentionMetadata")
             args.append(f"attn_metadata=AttentionMetadata(attn_mask={code(mask)})")

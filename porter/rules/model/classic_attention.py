@@ -30,7 +30,12 @@ class ClassicAttention(Rule):
     safety = SURFACE
 
     def specialise(
-        self, ctx: Context, name: str, given: dict[str, cst.BaseExpression], known: dict[str, Any], processor: Definition
+        self,
+        ctx: Context,
+        name: str,
+        given: dict[str, cst.BaseExpression],
+        known: dict[str, Any],
+        processor: Definition,
     ) -> cst.ClassDef:
         """The classic class as the site uses it.
 
@@ -68,8 +73,8 @@ class ClassicAttention(Rule):
         for item in body_statements(init):
             local = m.matches(item, m.SimpleStatementLine(body=[m.ImportFrom()]))
             if local:
-                for alias in item.body[0].names:  # type: ignore[attr-defined]
-                    ctx.need("diffusers.models." + code(item.body[0].module), alias.name.value)  # type: ignore[attr-defined]
+                for alias in item.body[0].names:
+                    ctx.need("diffusers.models." + code(item.body[0].module), alias.name.value)
             else:
                 body.append(item)
         init = init.with_changes(body=init.body.with_changes(body=body))
@@ -77,7 +82,9 @@ class ClassicAttention(Rule):
         for _ in range(3):  # constants travel from attribute to attribute: two rounds reach the last of them
             init = fold(init, facts)
             facts = facts.merged(_constant_attributes(init, facts))
-        init = init.visit(_Substitute(constants))
+        substituted: Any = init.visit(_Substitute(constants))
+        init = substituted
+        assert init is not None
         params = [
             p.with_changes(default=None, equal=cst.MaybeSentinel.DEFAULT, comma=cst.MaybeSentinel.DEFAULT)
             for p in parameters(init)
@@ -101,7 +108,9 @@ class ClassicAttention(Rule):
                 if name in methods and name not in kept and name not in queue:
                     queue.append(name)
         kept["__init__"] = _without_unread(init, kept, attributes)
-        body = [kept[name].with_changes(leading_lines=[cst.EmptyLine(indent=False)]) for name in methods if name in kept]
+        body = [
+            kept[name].with_changes(leading_lines=[cst.EmptyLine(indent=False)]) for name in methods if name in kept
+        ]
         return node.with_changes(body=node.body.with_changes(body=body))
 
 
@@ -142,7 +151,7 @@ def _constant_attributes(init: cst.FunctionDef, facts: Facts) -> dict[str, Any]:
     for item in body_statements(init):
         if not m.matches(item, m.SimpleStatementLine(body=[m.Assign(targets=[m.AssignTarget(target=m.Attribute())])])):
             continue
-        assign = item.body[0]  # type: ignore[union-attr]
+        assign = item.body[0]
         name = dotted(assign.targets[0].target)
         if not name or counts.get(name) != 1:
             continue
@@ -188,7 +197,7 @@ def _doc(node: cst.ClassDef, text: str) -> cst.ClassDef:
 def known_parameters(
     defaults: ast.FunctionDef, given: dict[str, cst.BaseExpression], not_none: set[str]
 ) -> dict[str, Any]:
-    """What a call of the classic constructor fixes: constants it passes, defaults it leaves, names that cannot be None."""
+    """What a call of the classic constructor fixes: constants, defaults it leaves, names that cannot be None."""
     args = defaults.args.args[1:]
     known: dict[str, Any] = {}
     offset = len(args) - len(defaults.args.defaults)

@@ -22,25 +22,25 @@ from porter.rules.engine import (
 from porter.rules.fold import dotted
 from porter.rules.model.mixins import MODEL_BASE
 
-DTYPE = '''
+DTYPE = """
 @property
 def dtype(self) -> torch.dtype:
     return next(self.parameters()).dtype
-'''
+"""
 
 # What `from_pretrained` does for these modules, and what `ModelMixin.dtype` leaves out of account.
-KEEP_FLOAT32 = '''
+KEEP_FLOAT32 = """
 for name, parameter in self.named_parameters():
     if any(kept in name.split(".") for kept in self._keep_in_fp32_modules):
         parameter.data = parameter.data.to(torch.float32)
-'''
-DTYPE_BESIDE_FLOAT32 = '''
+"""
+DTYPE_BESIDE_FLOAT32 = """
 @property
 def dtype(self) -> torch.dtype:
     named = self.named_parameters()
     return next(p.dtype for name, p in named if not any(kept in name for kept in self._keep_in_fp32_modules))
-'''
-LOAD_WEIGHTS = '''
+"""
+LOAD_WEIGHTS = """
 @property
 def device(self) -> torch.device:
     return next(self.parameters()).device
@@ -55,7 +55,7 @@ def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         weight_loader(tensors[name], weight)
         loaded.add(name)
     return loaded
-'''
+"""
 
 
 class ExplicitConfig(Rule):
@@ -71,9 +71,7 @@ class ExplicitConfig(Rule):
 
     def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
         init = method(original, "__init__")
-        registered = init is not None and any(
-            dotted(d.decorator) == "register_to_config" for d in init.decorators
-        )
+        registered = init is not None and any(dotted(d.decorator) == "register_to_config" for d in init.decorators)
         is_model = any(dotted(base.value) == MODEL_BASE for base in original.bases)
         new_init = method(updated, "__init__")
         if registered and new_init is not None:
@@ -96,7 +94,9 @@ class ExplicitConfig(Rule):
             new_init = method(updated, "__init__")
             assert new_init is not None
             body = [*new_init.body.body, *statements(KEEP_FLOAT32)]
-            updated = with_method(updated, new_init.with_changes(body=new_init.body.with_changes(body=body)), "__init__")
+            updated = with_method(
+                updated, new_init.with_changes(body=new_init.body.with_changes(body=body)), "__init__"
+            )
         ctx.imports["torch"] = ("torch", None)
         ctx.need("collections.abc", "Iterable")
         ctx.need("vllm.model_executor.model_loader.weight_utils", "default_weight_loader")
@@ -178,7 +178,9 @@ def _block_lists(init: cst.FunctionDef) -> tuple[list[str], list[str]]:
     """Attributes that hold a ModuleList built by a comprehension, and the classes that fill them."""
     lists, classes = [], []
     for statement in body_statements(init):
-        for assign in m.findall(statement, m.Assign(targets=[m.AssignTarget(target=m.Attribute(value=m.Name("self")))])):
+        for assign in m.findall(
+            statement, m.Assign(targets=[m.AssignTarget(target=m.Attribute(value=m.Name("self")))])
+        ):
             value = assign.value  # type: ignore[attr-defined]
             if not m.matches(value, m.Call(func=m.Attribute(attr=m.Name("ModuleList")) | m.Name("ModuleList"))):
                 continue

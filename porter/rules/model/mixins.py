@@ -82,8 +82,8 @@ class RemoveMixins(Rule):
     safety = SURFACE
 
     def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
-        kept = []
-        removed = []
+        kept: list[cst.Arg] = []
+        removed: list[cst.Arg] = []
         for base in updated.bases:
             name = dotted(base.value)
             (removed if name and is_mixin(ctx, name) else kept).append(base)

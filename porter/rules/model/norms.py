@@ -28,8 +28,8 @@ class EngineRMSNorm(Rule):
     )
     INVALID = (
         (
-            "from diffusers.models.normalization import RMSNorm\nnorm = RMSNorm(dim, eps=eps, elementwise_affine=True)\n",
-            "from diffusers.models.normalization import RMSNorm\nnorm = OmniRMSNorm(dim, eps=eps)\n",
+            "from diffusers.models.normalization import RMSNorm\nnorm = RMSNorm(dim, eps, elementwise_affine=True)\n",
+            "from diffusers.models.normalization import RMSNorm\nnorm = OmniRMSNorm(dim, eps)\n",
         ),
     )
 

@@ -57,11 +57,7 @@ def _merge(forward: cst.FunctionDef, call: cst.FunctionDef) -> cst.FunctionDef:
     if isinstance(params.star_kwarg, cst.Param):
         params = params.with_changes(star_kwarg=params.star_kwarg.with_changes(comma=cst.MaybeSentinel.DEFAULT))
     before = _own_statements(forward)
-    bindings = [
-        cst.parse_statement(f"{name} = {code(value)}")
-        for name, value in bound.items()
-        if code(value) != name
-    ]
+    bindings = [cst.parse_statement(f"{name} = {code(value)}") for name, value in bound.items() if code(value) != name]
     body = rename(cst.IndentedBlock(body=body_statements(call)), attn, "self").body
     doc = [s for s in list(forward.body.body)[:1] if is_docstring(s)]
     return forward.with_changes(

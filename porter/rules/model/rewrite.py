@@ -76,8 +76,9 @@ class ModelRewriter:
                 node = _with_layers(node, served, measured, definition, ctx)
         elif init is not None:
             measured = sizes(init)
-        if method(node, "__call__") is not None and len(parameters(method(node, "__call__"))) > 1:
-            owner = parameters(method(node, "__call__"))[1].name.value
+        call = method(node, "__call__")
+        if call is not None and len(parameters(call)) > 1:
+            owner = parameters(call)[1].name.value
             measured = _owner_sizes(ctx, definition) if owner == "attn" else None
         if is_attention_module(source):
             node = self._with_mixin_methods(ctx, definition, node)
@@ -159,9 +160,7 @@ def _append_to_init(node: cst.ClassDef, built: list[Any]) -> cst.ClassDef:
     init = method(node, "__init__")
     if init is None or not built:
         return node
-    return with_method(
-        node, init.with_changes(body=init.body.with_changes(body=[*init.body.body, *built])), "__init__"
-    )
+    return with_method(node, init.with_changes(body=init.body.with_changes(body=[*init.body.body, *built])), "__init__")
 
 
 def _processors_in(definition: Definition) -> list[ast.ClassDef]:

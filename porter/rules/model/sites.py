@@ -8,14 +8,13 @@ from typing import Any
 import libcst as cst
 import libcst.matchers as m
 
-from porter.facts.attention import CLASSIC, ProcessorPlan, is_attention_module, processor_plan
+from porter.facts.attention import CLASSIC, ProcessorPlan, constant_parameters, is_attention_module, processor_plan
 from porter.rules.engine import SURFACE, Context, Rule, arguments, code, make_call
 from porter.rules.fold import NOT_NONE, bindings, dotted
 from porter.rules.model.classic_attention import (
     DEFAULT_PROCESSOR,
     MODULE,
     UNSCALED_PROCESSOR,
-    class_name,
     known_parameters,
 )
 from porter.source import Definition
@@ -97,6 +96,7 @@ class AttentionSites(Rule):
             return self._keep(ctx, call, f"{enclosing} passes * or ** to Attention; it keeps diffusers' class")
         given = {name: arg.value for name, arg in zip(names, positional, strict=False)}
         given.update({name: arg.value for name, arg in keywords.items()})
+        given = self._settled(ctx, enclosing, given)
         known = known_parameters(init, given, self._not_none())
         processor = self._processor(ctx, given, known)
         if processor is None:
@@ -106,6 +106,17 @@ class AttentionSites(Rule):
         new_name = self._specialise(ctx, enclosing, given, known, processor)
         kept = [f"{n}={code(v)}" for n, v in given.items() if n not in constants and n != "processor"]
         return make_call(new_name, kept)
+
+    def _settled(self, ctx: Context, enclosing: str, given: dict[str, Any]) -> dict[str, Any]:
+        """The arguments with parameters of the enclosing class that always keep their default put in."""
+        if ctx.root is not ctx.module:
+            return given
+        constants = constant_parameters(ctx.module, enclosing)
+        settled = dict(given)
+        for name, node in given.items():
+            if isinstance(node, cst.Name) and node.value in constants:
+                settled[name] = cst.parse_expression(ast.unparse(constants[node.value]))
+        return settled
 
     def _not_none(self) -> set[str]:
         """Parameters of the enclosing functions whose annotation and default say that they are never None."""
@@ -141,9 +152,7 @@ def _reads_processor(function: cst.FunctionDef) -> bool:
 
 
 class _WithoutProcessor(cst.CSTTransformer):
-    def leave_SimpleStatementLine(
-        self, original: cst.SimpleStatementLine, updated: cst.SimpleStatementLine
-    ) -> Any:
+    def leave_SimpleStatementLine(self, original: cst.SimpleStatementLine, updated: cst.SimpleStatementLine) -> Any:
         assigns = m.Assign(targets=[m.AssignTarget(target=m.Name("processor"))], value=m.Call())
         return cst.RemoveFromParent() if m.matches(updated, m.SimpleStatementLine(body=[assigns])) else updated
 

@@ -52,7 +52,12 @@ class PipelineConstructor(Rule):
     def _head(self, ctx: Context) -> str:
         converted = [c for c in self.facts.components if c.converted]
         ctx.need("", "refuse_parallelism")
-        lines = ["super().__init__()", f'refuse_parallelism(od_config, "{self.facts.name}")', "self.od_config = od_config", "self.device = get_local_device()"]
+        lines = [
+            "super().__init__()",
+            f'refuse_parallelism(od_config, "{self.facts.name}")',
+            "self.od_config = od_config",
+            "self.device = get_local_device()",
+        ]
         if converted:
             ctx.need("", "weights_source")
             sources = ", ".join(f'weights_source(od_config, "{c.name}")' for c in converted if not c.optional)

@@ -88,10 +88,7 @@ def output_fields(returns: list[cst.Return]) -> list[tuple[str, str]]:
     for item in reversed(returns):
         node = item.value
         if isinstance(node, cst.Call) and (dotted(node.func) or "").endswith("Output"):
-            return [
-                (a.keyword.value if a.keyword else "images", code(a.value))
-                for a in _media(node)
-            ]
+            return [(a.keyword.value if a.keyword else "images", code(a.value)) for a in _media(node)]
     return []
 
 

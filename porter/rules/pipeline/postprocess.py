@@ -69,7 +69,8 @@ class PostProcessHook(Rule):
         if not hook.calls:
             return forward, hook
         ctx.used(self)
-        return forward.visit(_Unprocessed(movable)), hook
+        moved: Any = forward.visit(_Unprocessed(movable))
+        return moved, hook
 
     def _movable(self, assign: cst.Assign, forward: cst.FunctionDef, hook: PostProcess) -> bool:
         call = assign.value
@@ -114,7 +115,7 @@ class PostProcessHook(Rule):
 
 
 def _post_process_assignments(forward: cst.FunctionDef) -> list[cst.Assign]:
-    name = m.MatchIfTrue(lambda value: value.startswith("postprocess"))
+    name: Any = m.MatchIfTrue(lambda value: value.startswith("postprocess"))
     func = m.Attribute(value=m.Attribute(value=m.Name("self")), attr=m.Name(value=name))
     pattern = m.Assign(targets=[m.AssignTarget(target=m.Name())], value=m.Call(func=func))
     return list(m.findall(forward.body, pattern))  # type: ignore[arg-type]
@@ -164,9 +165,7 @@ class _Unprocessed(cst.CSTTransformer):
         assert isinstance(updated.value, cst.Call)
         return updated.with_changes(value=updated.value.args[0].value)
 
-    def leave_SimpleStatementLine(
-        self, original: cst.SimpleStatementLine, updated: cst.SimpleStatementLine
-    ) -> Any:
+    def leave_SimpleStatementLine(self, original: cst.SimpleStatementLine, updated: cst.SimpleStatementLine) -> Any:
         if not any(id(item) in self.ids for item in original.body):
             return updated
         assign = updated.body[0]

@@ -180,9 +180,7 @@ def _processes(tree: ast.stmt) -> bool:
 
 def _assignments(init: ast.AST, target: str) -> list[ast.expr]:
     return [
-        node.value
-        for node in ast.walk(init)
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == target
+        node.value for node in ast.walk(init) if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == target
     ]
 
 

@@ -11,7 +11,7 @@ import libcst.matchers as m
 
 from porter.facts.pipeline import PipelineFacts
 from porter.rules.build import absolute_imports
-from porter.rules.engine import Context, Rule, bare, code, method, statements, walk
+from porter.rules.engine import Context, Rule, bare, code, statements, walk
 from porter.rules.fold import UNKNOWN, Facts, dotted, fold_function
 from porter.rules.model.config import RegisterToConfig
 from porter.rules.model.logger import ReplaceLogger
@@ -90,9 +90,7 @@ class PipelineRewriter:
         kept = [s for s in node.body.body if not isinstance(s, cst.FunctionDef) and not _is_class_machinery(s)]
         body = [*kept, *head, constructor, *rest, forward, *self._load_weights(ctx)]
         ctx.dropped.extend(n for n in self.facts.dropped if n != "return_dict" and n not in ctx.dropped)
-        return node.with_changes(
-            bases=self._bases(ctx, node), decorators=[], body=node.body.with_changes(body=body)
-        )
+        return node.with_changes(bases=self._bases(ctx, node), decorators=[], body=node.body.with_changes(body=body))
 
     def _bases(self, ctx: Context, node: cst.ClassDef) -> list[cst.Arg]:
         ctx.imports["nn"] = ("torch", "nn")
@@ -139,8 +137,8 @@ def _pipeline_facts(ctx: Context, facts: PipelineFacts) -> Facts:
 
     def is_instance(call: cst.Call) -> Any:
         if len(call.args) == 2 and dotted(call.args[0].value) == "self":
-            names = [dotted(n) for n in m.findall(call.args[1].value, m.Name())]
-            if names and all(n and is_mixin(ctx, n) for n in names):
+            names = [code(n) for n in m.findall(call.args[1].value, m.Name())]
+            if names and all(is_mixin(ctx, n) for n in names):
                 return False
         return UNKNOWN
 
