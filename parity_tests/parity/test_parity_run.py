@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxPipeline
 from rich.console import Console
 
 from porter.parity import html, run
@@ -133,6 +134,17 @@ def test_a_reference_that_wavers_is_no_pass(monkeypatch, run_against):
     report = run_against()
     assert report.verdict == "reference not repeatable" and report.exit_code == 1
     assert report.cases[0].first_difference.stage == "transformer[0]"
+
+
+def test_what_a_pipeline_keeps_between_calls_is_kept_alike(run_against, monkeypatch):
+    original = FluxPipeline.encode_prompt
+
+    def remembering(self, **kwargs):
+        self.kept = getattr(self, "kept", None) or original(self, **kwargs)
+        return self.kept
+
+    monkeypatch.setattr(FluxPipeline, "encode_prompt", remembering)
+    assert run_against(cases=["plain", "output latent"]).passed
 
 
 def test_no_checkpoint_is_not_tested():

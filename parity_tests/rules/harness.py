@@ -1,7 +1,7 @@
 """Runs the examples of a rule: each is one module of a small diffusers package, rewritten by that rule alone.
 
-The package has the folders of diffusers and stubs of what examples import, a small classic ``Attention`` among them. How
-a rule meets its nodes follows the rewriters of models and pipelines, with every other rule left out.
+The package has the folders of diffusers and stubs of what examples import, a small classic ``Attention`` among them.
+How a rule meets its nodes follows the rewriters of models and pipelines, with every other rule left out.
 """
 
 from __future__ import annotations
@@ -169,7 +169,8 @@ def rewritten(rule: type[Rule], text: str, folder: Path) -> tuple[str, Context]:
 
 
 def formatted(text: str) -> str:
-    command = [find_ruff_bin(), "format", "--isolated", "--line-length", "119", "--no-cache", "--quiet", "-"]
+    """Laid out by ruff, in lines short enough to stand indented in a rule."""
+    command = [find_ruff_bin(), "format", "--isolated", "--line-length", "100", "--no-cache", "--quiet", "-"]
     return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
 
 
@@ -208,7 +209,9 @@ def _fold_processor(rule: type[Rule], example: Example) -> None:
 
 def _attention_sites(rule: type[Rule], example: Example) -> None:
     def specialise(ctx: Context, enclosing: str, given: Any, known: Any, processor: Definition) -> str:
-        return class_name(processor.name, enclosing, "cross_attention_dim" in given)
+        name = class_name(processor.name, enclosing, "cross_attention_dim" in given)
+        ctx.extra[name] = cst.Name(name)  # stands for the class that another rule makes
+        return name
 
     _sites(example, specialise)
 

@@ -66,7 +66,9 @@ def console() -> Console:
 
 def processes(jobs: int) -> int:
     """The number of processes that ``--jobs`` asks for."""
-    return jobs or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else jobs or os.cpu_count() or 1
+    if jobs:
+        return jobs
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
@@ -82,6 +84,18 @@ def progress_bar(total: int, label: str, quiet: bool = False) -> Iterator[Callab
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total)
         yield lambda outcome: bar.update(task, advance=1, description=f"{label} {outcome.name}")
+
+
+def hush_libraries() -> None:
+    """Bars of the model libraries belong on a terminal only, as ours do."""
+    if sys.stderr.isatty():
+        return
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def check_device(device: str | None) -> None:

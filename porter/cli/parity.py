@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from porter.cli.common import Failure, Json, ModelsDir, Quiet, Verbose, bad_input, check_device, check_dtype, console
+from porter.cli.common import (
+    Failure,
+    Json,
+    ModelsDir,
+    Quiet,
+    Verbose,
+    bad_input,
+    check_device,
+    check_dtype,
+    console,
+    hush_libraries,
+)
 
 if TYPE_CHECKING:
     from porter.parity import ParityReport
@@ -42,6 +53,7 @@ def parity(
     check_dtype(dtype)
     names = _names(name, models_dir)
     check_device(device)
+    hush_libraries()
     from porter.parity import run_parity
     from porter.parity.checkpoint import SpecError
     from porter.parity.html import write

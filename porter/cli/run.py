@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from porter.cli.common import Failure, ModelsDir, Quiet, bad_input, check_dtype
+from porter.cli.common import Failure, ModelsDir, Quiet, bad_input, check_dtype, hush_libraries
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,6 +68,7 @@ def run(
     # Importing torch takes seconds; what is wrong with the arguments is said before.
     from porter.runtime import Omni, OmniDiffusionSamplingParams, PorterRuntimeError
 
+    hush_libraries()
     with bad_input(PorterRuntimeError):
         omni = Omni(model=model, models_dir=models_dir, device=device, dtype=dtype)
     takes = [name for name in inspect.signature(omni.pipeline.forward).parameters if name != "req"]

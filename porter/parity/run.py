@@ -22,7 +22,7 @@ from porter.parity.locate import Location, locate
 from porter.parity.pictures import pictures
 from porter.parity.recipes import decode
 from porter.parity.results import CaseResult, ParityReport
-from porter.parity.sides import Port, Reference, Side, rejection, small_areas
+from porter.parity.sides import Port, Reference, Side, rejection, restored, small_areas
 from porter.parity.weight_check import check_weights
 
 _PACKAGES = ("porter", "torch", "diffusers", "transformers", "safetensors", "numpy")
@@ -118,7 +118,8 @@ def run_case(
     """Run one call: twice on the reference, which must repeat itself, then on the port."""
     methods = stage_methods(reference.pipeline) & stage_methods(port.pipeline)
     result = CaseResult(name=case.name, description=case.describe(), verdict="parity")
-    first = reference.run(decode(recipe, tensors), methods, case.first_call_only)
+    with restored(reference.pipeline):
+        first = reference.run(decode(recipe, tensors), methods, case.first_call_only)
     started = time.perf_counter()
     second = reference.run(decode(recipe, tensors), methods, case.first_call_only)
     result.seconds_reference = time.perf_counter() - started

@@ -98,6 +98,21 @@ def rejection(error: BaseException | None) -> str:
 
 
 @contextlib.contextmanager
+def restored(pipeline: Any) -> Iterator[None]:
+    """Give the pipeline back the attributes that it had before the block.
+
+    Some pipelines keep an embedding between calls. With its extra run undone, the reference has seen the same calls as
+    the port, and what either keeps from one call to the next can be compared.
+    """
+    before = dict(vars(pipeline))
+    try:
+        yield
+    finally:
+        vars(pipeline).clear()
+        vars(pipeline).update(before)
+
+
+@contextlib.contextmanager
 def small_areas(*pipelines: Any) -> Iterator[None]:
     """Scale down the target areas that pipelines have hard-coded, on all of them alike."""
     with contextlib.ExitStack() as stack:

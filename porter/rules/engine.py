@@ -7,14 +7,16 @@ A rule is a class with a docstring (what it does and why), a safety class, examp
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import libcst as cst
 
 from porter.rules.fold import Facts
 from porter.source import Definition, SourceModule, SourceTree
+
+Node = TypeVar("Node", bound=cst.CSTNode)
 
 SURFACE = "surface"
 SAME = "same arithmetic"
@@ -148,6 +150,16 @@ def names_in(node: cst.CSTNode) -> list[str]:
     """Names read or bound anywhere in ``node`` (attributes and keyword names left out), in source order."""
     found = [n for n in ast.walk(to_ast(node)) if isinstance(n, ast.Name)]
     return list(dict.fromkeys(n.id for n in sorted(found, key=lambda n: (n.lineno, n.col_offset))))
+
+
+def nodes(root: cst.CSTNode, kind: type[Node]) -> Iterator[Node]:
+    """All nodes of one type below ``root``, in source order."""
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, kind):
+            yield node
+        stack.extend(reversed(node.children))
 
 
 def to_ast(node: cst.CSTNode) -> ast.Module:

@@ -35,6 +35,7 @@ class SourceTree:
         # Answers that are costly to find and the same for every conversion from this tree.
         self.converts: dict[tuple[str, str], bool] = {}
         self.plans: dict[tuple[str, str], Any] = {}
+        self.cache: dict[str, Any] = {}
 
     @cached_property
     def version(self) -> str:

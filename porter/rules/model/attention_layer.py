@@ -30,6 +30,92 @@ class AttentionLayer(Rule):
 
     name = "attention-layer"
     safety = SAME
+    VALID = (
+        """
+        class ExampleAttention(nn.Module):
+            def __init__(self, heads, dim_head):
+                super().__init__()
+                self.heads = heads
+
+            def forward(self, query, key, value, scale):
+                return F.scaled_dot_product_attention(query, key, value, scale=scale)
+        """,
+    )
+    INVALID = (
+        (
+            """
+            class ExampleAttention(nn.Module):
+                def __init__(self, dim, heads):
+                    super().__init__()
+                    self.heads = heads
+                    self.head_dim = dim // heads
+
+                def forward(self, query, key, value, mask=None):
+                    return dispatch_attention_fn(
+                        query, key, value, attn_mask=mask, dropout_p=0.0, backend=self._attention_backend
+                    )
+            """,
+            """
+            class ExampleAttention(nn.Module):
+                def __init__(self, dim, heads):
+                    super().__init__()
+                    self.heads = heads
+                    self.head_dim = dim // heads
+                    self.attn = Attention(
+                        num_heads=self.heads,
+                        head_size=self.head_dim,
+                        softmax_scale=1.0 / (self.head_dim**0.5),
+                        causal=False,
+                    )
+
+                def forward(self, query, key, value, mask=None):
+                    return self.attn(query, key, value, attn_metadata=AttentionMetadata(attn_mask=mask))
+            """,
+        ),
+        (
+            """
+            class ExampleAttention(nn.Module):
+                def __init__(self, heads, dim_head):
+                    super().__init__()
+                    self.heads = heads
+                    self.scale = dim_head**-0.5
+
+                def forward(self, query, key, value):
+                    query = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                    return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.scale)
+            """,
+            """
+            class ExampleAttention(nn.Module):
+                def __init__(self, heads, dim_head):
+                    super().__init__()
+                    self.heads = heads
+                    self.scale = dim_head**-0.5
+                    self.causal_attn = Attention(
+                        num_heads=self.heads, head_size=dim_head, softmax_scale=self.scale, causal=True
+                    )
+
+                def forward(self, query, key, value):
+                    query = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                    return self.causal_attn(
+                        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+                    ).transpose(1, 2)
+            """,
+        ),
+        (
+            """
+            class ExampleAttnProcessor:
+                def __call__(self, attn, query, key, value, scale):
+                    return dispatch_attention_fn(
+                        query, key, value, scale=scale, backend=self._attention_backend
+                    )
+            """,
+            """
+            class ExampleAttnProcessor:
+                def __call__(self, attn, query, key, value, scale):
+                    return dispatch_attention_fn(query, key, value, scale=scale)
+            """,
+        ),
+    )
 
     def __init__(self, owner: str = "self", sizes: Sizes | None = None, line: int = 0) -> None:
         self.owner = owner

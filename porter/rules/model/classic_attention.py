@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from typing import Any
 
 import libcst as cst
 import libcst.matchers as m
 
-from porter.rules.engine import SURFACE, Context, Rule, body_statements, code, method, names_in, parameters, with_method
+from porter.rules.engine import (
+    SURFACE,
+    Context,
+    Rule,
+    body_statements,
+    code,
+    method,
+    names_in,
+    parameters,
+    to_ast,
+    with_method,
+)
 from porter.rules.fold import NOT_NONE, UNKNOWN, Facts, dotted, fold, fold_function
+from porter.rules.model.mixins import METHODS
 from porter.rules.model.processors import FoldProcessor
 from porter.source import Definition
 
@@ -28,6 +41,100 @@ class ClassicAttention(Rule):
 
     name = "specialise-attention"
     safety = SURFACE
+    VALID = (
+        """
+        from ..attention_processor import Attention
+
+
+        class ExampleBlock(nn.Module):
+            def __init__(self, dim, processor):
+                super().__init__()
+                self.attn = Attention(query_dim=dim, processor=processor)
+        """,
+    )
+    INVALID = (
+        (
+            """
+            from ..attention_processor import Attention
+
+
+            class ExampleBlock(nn.Module):
+                def __init__(self, dim: int, heads: int):
+                    super().__init__()
+                    self.attn = Attention(query_dim=dim, heads=heads, dim_head=64, bias=True)
+            """,
+            '''
+            from ..attention_processor import Attention
+
+
+            class ExampleAttention(nn.Module):
+                """``Attention`` of diffusers as ExampleAttention needs it, with AttnProcessor2_0 as its forward."""
+
+                def __init__(self, query_dim, heads):
+                    super().__init__()
+                    self.heads = heads
+                    self.to_q = nn.Linear(query_dim, heads * 64, bias=True)
+
+                def forward(self, hidden_states, **cross_attention_kwargs):
+                    query = self.to_q(hidden_states)
+                    return self.split(query)
+
+                def split(self, tensor):
+                    return tensor.unflatten(-1, (self.heads, -1))
+
+
+            class ExampleBlock(nn.Module):
+                def __init__(self, dim: int, heads: int):
+                    super().__init__()
+                    self.attn = ExampleAttention(query_dim=dim, heads=heads)
+            ''',
+        ),
+        (
+            """
+            from ..attention_processor import Attention
+
+
+            class ExampleAttnProcessor:
+                def __call__(self, attn, hidden_states):
+                    query = attn.to_q(hidden_states)
+                    return query if attn.norm_q is None else attn.norm_q(query)
+
+
+            class ExampleBlock(nn.Module):
+                def __init__(self, dim: int):
+                    super().__init__()
+                    self.attn = Attention(query_dim=dim, qk_norm="layer_norm", processor=ExampleAttnProcessor())
+            """,
+            '''
+            from ..attention_processor import Attention
+
+
+            class ExampleAttention(nn.Module):
+                """``Attention`` of diffusers as ExampleAttention needs it, with ExampleAttnProcessor as its forward."""
+
+                def __init__(self, query_dim):
+                    super().__init__()
+                    self.norm_q = nn.LayerNorm(query_dim)
+                    self.to_q = nn.Linear(query_dim, 8 * 64, bias=False)
+
+                def forward(self, hidden_states, **cross_attention_kwargs):
+                    query = self.to_q(hidden_states)
+                    return self.norm_q(query)
+
+
+            class ExampleAttnProcessor:
+                def __call__(self, attn, hidden_states):
+                    query = attn.to_q(hidden_states)
+                    return query if attn.norm_q is None else attn.norm_q(query)
+
+
+            class ExampleBlock(nn.Module):
+                def __init__(self, dim: int):
+                    super().__init__()
+                    self.attn = ExampleAttention(query_dim=dim)
+            ''',
+        ),
+    )
 
     def specialise(
         self,
@@ -45,10 +152,7 @@ class ClassicAttention(Rule):
             known: parameters with a constant value (defaults included) or ``NOT_NONE``.
             processor: the processor class that serves the site.
         """
-        source = ctx.tree.resolve(MODULE, "Attention")
-        assert source is not None
-        node = source.parse()
-        assert isinstance(node, cst.ClassDef)
+        node = _classic_source(ctx)
         node = node.with_changes(name=cst.Name(name), decorators=[], leading_lines=[])
         constants = {k: v for k, v in known.items() if v is not NOT_NONE}
         node = with_method(node, self._constructor(ctx, node, known, constants, given), "__init__")
@@ -79,9 +183,12 @@ class ClassicAttention(Rule):
                 body.append(item)
         init = init.with_changes(body=init.body.with_changes(body=body))
         facts = Facts(known)
-        for _ in range(3):  # constants travel from attribute to attribute: two rounds reach the last of them
+        while True:  # constants travel from attribute to attribute
             init = fold(init, facts)
-            facts = facts.merged(_constant_attributes(init, facts))
+            found = facts.merged(_constant_attributes(init, facts))
+            if found.values == facts.values:
+                break
+            facts = found
         substituted: Any = init.visit(_Substitute(constants))
         init = substituted
         assert init is not None
@@ -114,6 +221,18 @@ class ClassicAttention(Rule):
         return node.with_changes(body=node.body.with_changes(body=body))
 
 
+def _classic_source(ctx: Context) -> cst.ClassDef:
+    """The parsed classic class, without the methods of the processor machinery; parsed once for a tree."""
+    if "classic" not in ctx.tree.cache:
+        source = ctx.tree.resolve(MODULE, "Attention")
+        assert source is not None
+        node = source.parse()
+        assert isinstance(node, cst.ClassDef)
+        body = [i for i in node.body.body if not (isinstance(i, cst.FunctionDef) and i.name.value in METHODS)]
+        ctx.tree.cache["classic"] = node.with_changes(body=node.body.with_changes(body=body))
+    return ctx.tree.cache["classic"]
+
+
 class _Substitute(cst.CSTTransformer):
     """Puts constants in the place of parameters that are read."""
 
@@ -143,10 +262,8 @@ class _Substitute(cst.CSTTransformer):
 
 def _constant_attributes(init: cst.FunctionDef, facts: Facts) -> dict[str, Any]:
     """``self.x`` that the constructor sets once, unconditionally, to a constant or to something that is not None."""
-    counts: dict[str, int] = {}
-    for target in m.findall(init, m.AssignTarget(target=m.Attribute(value=m.Name("self")))):
-        name = dotted(target.target)  # type: ignore[attr-defined]
-        counts[name or ""] = counts.get(name or "", 0) + 1
+    stored = [n for n in ast.walk(to_ast(init)) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)]
+    counts = Counter(ast.unparse(n) for n in stored)
     found: dict[str, Any] = {}
     for item in body_statements(init):
         if not m.matches(item, m.SimpleStatementLine(body=[m.Assign(targets=[m.AssignTarget(target=m.Attribute())])])):

@@ -68,6 +68,68 @@ class ExplicitConfig(Rule):
 
     name = "explicit-config"
     safety = SURFACE
+    VALID = (
+        """
+        class ExampleBlock(nn.Module):
+            def __init__(self, dim: int):
+                super().__init__()
+                self.proj = nn.Linear(dim, dim)
+        """,
+    )
+    INVALID = (
+        (
+            """
+            class ExampleProjection(nn.Module, ConfigMixin):
+                @register_to_config
+                def __init__(self, dim: int = 4, out_dim: int | None = None):
+                    super().__init__()
+                    out_dim = out_dim or dim
+                    self.proj = nn.Linear(dim, out_dim)
+            """,
+            """
+            class ExampleProjection(nn.Module, ConfigMixin):
+                @register_to_config
+                def __init__(self, dim: int = 4, out_dim: int | None = None):
+                    super().__init__()
+                    self.config = FrozenDict(dim=dim, out_dim=out_dim)
+                    out_dim = out_dim or dim
+                    self.proj = nn.Linear(dim, out_dim)
+            """,
+        ),
+        (
+            """
+            class ExampleTransformer2DModel(ModelMixin):
+                def __init__(self, dim: int = 4):
+                    super().__init__()
+                    self.proj = nn.Linear(dim, dim)
+            """,
+            """
+            class ExampleTransformer2DModel(ModelMixin):
+                def __init__(self, dim: int = 4, od_config: OmniDiffusionConfig | None = None):
+                    super().__init__()
+                    self.proj = nn.Linear(dim, dim)
+
+                @property
+                def dtype(self) -> torch.dtype:
+                    return next(self.parameters()).dtype
+
+                @property
+                def device(self) -> torch.device:
+                    return next(self.parameters()).device
+
+                def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+                    tensors = dict(self.state_dict(keep_vars=True))
+                    loaded: set[str] = set()
+                    for name, weight in weights:
+                        if name not in tensors:
+                            raise ValueError(f"{type(self).__name__} has no parameter or buffer {name!r}")
+                        weight_loader = getattr(tensors[name], "weight_loader", default_weight_loader)
+                        weight_loader(tensors[name], weight)
+                        loaded.add(name)
+                    return loaded
+            """,
+        ),
+    )
 
     def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
         init = method(original, "__init__")
@@ -154,6 +216,44 @@ class LayerwiseBlocks(Rule):
 
     name = "block-metadata"
     safety = SURFACE
+    VALID = (
+        """
+        class ExampleEncoder(nn.Module):
+            def __init__(self, dim, num_layers):
+                super().__init__()
+                self.blocks = nn.ModuleList([ExampleBlock(dim) for _ in range(num_layers)])
+        """,
+        """
+        class ExampleTransformer2DModel(ModelMixin):
+            _repeated_blocks = ["ExampleBlock"]
+            _layerwise_offload_blocks_attrs = ["blocks"]
+
+            def __init__(self, dim, num_layers):
+                super().__init__()
+                self.blocks = nn.ModuleList([ExampleBlock(dim) for _ in range(num_layers)])
+        """,
+    )
+    INVALID = (
+        (
+            """
+            class ExampleTransformer2DModel(ModelMixin):
+                def __init__(self, dim, num_layers):
+                    super().__init__()
+                    self.blocks = nn.ModuleList([ExampleBlock(dim) for _ in range(num_layers)])
+                    self.norms = nn.ModuleList([nn.LayerNorm(dim) for _ in range(num_layers)])
+            """,
+            """
+            class ExampleTransformer2DModel(ModelMixin):
+                _repeated_blocks = ["ExampleBlock"]
+                _layerwise_offload_blocks_attrs = ["blocks"]
+
+                def __init__(self, dim, num_layers):
+                    super().__init__()
+                    self.blocks = nn.ModuleList([ExampleBlock(dim) for _ in range(num_layers)])
+                    self.norms = nn.ModuleList([nn.LayerNorm(dim) for _ in range(num_layers)])
+            """,
+        ),
+    )
 
     def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
         if not any(dotted(base.value) == MODEL_BASE for base in original.bases):

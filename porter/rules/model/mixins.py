@@ -80,6 +80,55 @@ class RemoveMixins(Rule):
 
     name = "remove-mixins"
     safety = SURFACE
+    VALID = (
+        """
+        from torch import nn
+
+
+        class CacheMixin(nn.Module):
+            pass
+
+
+        class ExampleBlock(CacheMixin):
+            pass
+        """,
+    )
+    INVALID = (
+        (
+            """
+            from ...configuration_utils import ConfigMixin
+            from ..modeling_utils import ModelMixin
+
+
+            class ExampleTransformer2DModel(ModelMixin, ConfigMixin):
+                pass
+            """,
+            """
+            from ...configuration_utils import ConfigMixin
+            from ..modeling_utils import ModelMixin
+
+
+            class ExampleTransformer2DModel(nn.Module):
+                pass
+            """,
+        ),
+        (
+            """
+            from ..attention import AttentionModuleMixin
+
+
+            class ExampleAttention(nn.Module, AttentionModuleMixin):
+                pass
+            """,
+            """
+            from ..attention import AttentionModuleMixin
+
+
+            class ExampleAttention(nn.Module):
+                pass
+            """,
+        ),
+    )
 
     def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
         kept: list[cst.Arg] = []
@@ -109,6 +158,34 @@ class RemoveDecorators(Rule):
 
     name = "remove-decorators"
     safety = SURFACE
+    VALID = (
+        """
+        class ExampleBlock(nn.Module):
+            @property
+            def width(self):
+                return self.proj.out_features
+
+            @torch.no_grad()
+            def forward(self, hidden_states):
+                return self.proj(hidden_states)
+        """,
+    )
+    INVALID = (
+        (
+            """
+            @maybe_allow_in_graph
+            class ExampleBlock(nn.Module):
+                @apply_lora_scale("attention_kwargs")
+                def forward(self, hidden_states, attention_kwargs=None):
+                    return self.proj(hidden_states)
+            """,
+            """
+            class ExampleBlock(nn.Module):
+                def forward(self, hidden_states, attention_kwargs=None):
+                    return self.proj(hidden_states)
+            """,
+        ),
+    )
 
     def leave_Decorator(self, ctx: Context, original: cst.Decorator, updated: cst.Decorator) -> Any:
         target = updated.decorator
@@ -122,6 +199,38 @@ class RemoveMachinery(Rule):
 
     name = "remove-machinery"
     safety = SURFACE
+    VALID = (
+        """
+        class ExampleTransformer2DModel(nn.Module):
+            _keep_in_fp32_modules = ["norm"]
+            _no_split_modules = ["ExampleBlock"]
+
+            def block_names(self):
+                return self._no_split_modules
+        """,
+    )
+    INVALID = (
+        (
+            """
+            class ExampleAttention(nn.Module):
+                _supports_qkv_fusion = True
+                _keep_in_fp32_modules = ["norm"]
+
+                def fuse_projections(self):
+                    self.to_qkv = nn.Linear(self.dim, 3 * self.dim)
+
+                def forward(self, hidden_states):
+                    return self.to_out(hidden_states)
+            """,
+            """
+            class ExampleAttention(nn.Module):
+                _keep_in_fp32_modules = ["norm"]
+
+                def forward(self, hidden_states):
+                    return self.to_out(hidden_states)
+            """,
+        ),
+    )
 
     def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
         text = code(updated.body)

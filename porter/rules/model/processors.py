@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import libcst as cst
-import libcst.matchers as m
 
 from porter.rules.engine import (
     SURFACE,
@@ -16,6 +15,7 @@ from porter.rules.engine import (
     code,
     is_docstring,
     method,
+    nodes,
     parameters,
     rename,
     with_method,
@@ -32,6 +32,87 @@ class FoldProcessor(Rule):
 
     name = "fold-processor"
     safety = SURFACE
+    VALID = (
+        """
+        class ScaledProcessor:
+            def __init__(self, scale):
+                self.scale = scale
+
+            def __call__(self, attn, hidden_states):
+                return attn.to_v(hidden_states) * self.scale
+
+
+        class ExampleAttention(nn.Module):
+            def __init__(self, dim):
+                super().__init__()
+                self.to_v = nn.Linear(dim, dim)
+                self.set_processor(ScaledProcessor(0.5))
+
+            def forward(self, hidden_states):
+                return self.processor(self, hidden_states)
+        """,
+        """
+        class FirstProcessor:
+            def __call__(self, attn, hidden_states):
+                return attn.to_v(hidden_states)
+
+
+        class SecondProcessor:
+            def __call__(self, attn, hidden_states):
+                return attn.to_v(hidden_states).relu()
+
+
+        class ExampleAttention(nn.Module):
+            def __init__(self, dim, processor):
+                super().__init__()
+                self.to_v = nn.Linear(dim, dim)
+                self.set_processor(processor)
+
+            def forward(self, hidden_states):
+                return self.processor(self, hidden_states)
+
+
+        class ExampleBlock(nn.Module):
+            def __init__(self, dim):
+                super().__init__()
+                self.first = ExampleAttention(dim, processor=FirstProcessor())
+                self.second = ExampleAttention(dim, processor=SecondProcessor())
+        """,
+    )
+    INVALID = (
+        (
+            """
+            class ExampleAttnProcessor:
+                def __call__(self, attn, hidden_states, temb=None):
+                    return attn.to_out(attn.to_v(hidden_states) + temb)
+
+
+            class ExampleAttention(nn.Module, AttentionModuleMixin):
+                def __init__(self, dim, processor=None):
+                    super().__init__()
+                    self.to_v = nn.Linear(dim, dim)
+                    self.to_out = nn.Linear(dim, dim)
+                    if processor is None:
+                        processor = ExampleAttnProcessor()
+                    self.set_processor(processor)
+
+                def forward(self, hidden_states, **kwargs):
+                    attn_parameters = set(inspect.signature(self.processor.__call__).parameters.keys())
+                    kwargs = {k: w for k, w in kwargs.items() if k in attn_parameters}
+                    return self.processor(self, hidden_states, **kwargs)
+            """,
+            """
+            class ExampleAttention(nn.Module, AttentionModuleMixin):
+                def __init__(self, dim):
+                    super().__init__()
+                    self.to_v = nn.Linear(dim, dim)
+                    self.to_out = nn.Linear(dim, dim)
+
+                def forward(self, hidden_states, temb=None, **kwargs):
+                    return self.to_out(self.to_v(hidden_states) + temb)
+            """,
+        ),
+    )
 
     def apply(self, ctx: Context, node: cst.ClassDef, processor: cst.ClassDef) -> cst.ClassDef:
         forward, call = method(node, "forward"), method(processor, "__call__")
@@ -68,8 +149,7 @@ def _merge(forward: cst.FunctionDef, call: cst.FunctionDef) -> cst.FunctionDef:
 
 
 def _delegation(forward: cst.FunctionDef) -> cst.Call:
-    found = m.findall(forward, m.Call(func=m.Attribute(value=m.Name("self"), attr=m.Name("processor"))))
-    return found[0]  # type: ignore[return-value]
+    return next(call for call in nodes(forward, cst.Call) if dotted(call.func) == "self.processor")
 
 
 def _bind(delegation: cst.Call, names: list[str]) -> dict[str, cst.BaseExpression]:

@@ -35,6 +35,103 @@ class AttentionSites(Rule):
 
     name = "attention-sites"
     safety = SURFACE
+    VALID = (
+        """
+        from ..attention import FeedForward
+
+
+        class ExampleBlock(nn.Module):
+            def __init__(self, dim, processor):
+                super().__init__()
+                self.ff = FeedForward(dim, processor=processor)
+        """,
+    )
+    INVALID = (
+        (
+            """
+            class ExampleAttnProcessor:
+                def __call__(self, attn, hidden_states):
+                    return attn.to_v(hidden_states)
+
+
+            class ExampleAttention(nn.Module):
+                def __init__(self, dim, processor=None):
+                    super().__init__()
+                    self.to_v = nn.Linear(dim, dim)
+                    self.set_processor(processor or ExampleAttnProcessor())
+
+                def forward(self, hidden_states):
+                    return self.processor(self, hidden_states)
+
+
+            class ExampleBlock(nn.Module):
+                def __init__(self, dim):
+                    super().__init__()
+                    self.attn = ExampleAttention(dim, processor=ExampleAttnProcessor())
+            """,
+            """
+            class ExampleAttnProcessor:
+                def __call__(self, attn, hidden_states):
+                    return attn.to_v(hidden_states)
+
+
+            class ExampleAttention(nn.Module):
+                def __init__(self, dim, processor=None):
+                    super().__init__()
+                    self.to_v = nn.Linear(dim, dim)
+                    self.set_processor(processor or ExampleAttnProcessor())
+
+                def forward(self, hidden_states):
+                    return self.processor(self, hidden_states)
+
+
+            class ExampleBlock(nn.Module):
+                def __init__(self, dim):
+                    super().__init__()
+                    self.attn = ExampleAttention(dim)
+            """,
+        ),
+        (
+            """
+            from ..attention_processor import Attention
+
+
+            class ExampleBlock(nn.Module):
+                def __init__(self, dim: int, heads: int):
+                    super().__init__()
+                    self.attn = Attention(query_dim=dim, heads=heads, dim_head=64, bias=True)
+            """,
+            """
+            from ..attention_processor import Attention
+
+
+            class ExampleBlock(nn.Module):
+                def __init__(self, dim: int, heads: int):
+                    super().__init__()
+                    self.attn = ExampleAttention(query_dim=dim, heads=heads)
+            """,
+        ),
+        (
+            """
+            from ..attention_processor import Attention
+
+
+            class ExampleBlock(nn.Module):
+                def __init__(self, dim, processor):
+                    super().__init__()
+                    self.attn = Attention(query_dim=dim, processor=processor)
+            """,
+            """
+            from ..attention_processor import Attention
+
+
+            class ExampleBlock(nn.Module):
+                def __init__(self, dim, processor):
+                    super().__init__()
+                    self.attn = DiffusersAttention(query_dim=dim, processor=processor)
+            """,
+        ),
+    )
 
     def __init__(self, specialise: Any) -> None:
         self._specialise = specialise

@@ -23,6 +23,51 @@ class DropArguments(Rule):
 
     name = "drop-arguments"
     safety = SURFACE
+    VALID = (
+        """
+        class ExamplePipeline(DiffusionPipeline):
+            def __call__(self, prompt=None):
+                return self.step(prompt)
+
+            def step(self, latents):
+                latents = self.transformer(latents, return_dict=False)[0]
+                return self.scheduler.step(latents, callback=None)
+        """,
+    )
+    INVALID = (
+        (
+            """
+            class ExamplePipeline(DiffusionPipeline):
+                def __call__(self, prompt=None, ip_adapter_image=None, height=None, return_dict=True):
+                    self.check_inputs(prompt, ip_adapter_image, height=height)
+
+                def check_inputs(
+                    self, prompt, ip_adapter_image=None, height=None, callback_on_step_end_tensor_inputs=None
+                ):
+                    if not all(name in self._inputs for name in callback_on_step_end_tensor_inputs):
+                        raise ValueError("unknown inputs")
+                    if height % 8:
+                        raise ValueError("height")
+            """,
+            """
+            class ExamplePipeline(DiffusionPipeline):
+                def __call__(
+                    self,
+                    prompt=None,
+                    height=None,
+                ):
+                    self.check_inputs(prompt, height=height)
+
+                def check_inputs(
+                    self,
+                    prompt,
+                    height=None,
+                ):
+                    if height % 8:
+                        raise ValueError("height")
+            """,
+        ),
+    )
 
     def __init__(self, dropped: tuple[str, ...], signatures: dict[str, list[str]]) -> None:
         self.dropped = dropped
@@ -49,10 +94,10 @@ class DropArguments(Rule):
     def leave_Call(self, ctx: Context, original: cst.Call, updated: cst.Call) -> Any:
         name = dotted(updated.func)
         if not name or not name.startswith("self.") or name.count(".") != 1:
-            return updated
+            return self._passed_on(updated)
         signature = self.signatures.get(name.removeprefix("self."))
         if signature is None:
-            return updated
+            return self._passed_on(updated)
         kept, position = [], 0
         for arg in updated.args:
             if arg.keyword is not None:
@@ -69,3 +114,16 @@ class DropArguments(Rule):
         if kept:
             kept[-1] = kept[-1].with_changes(comma=updated.args[-1].comma)
         return updated.with_changes(args=kept)
+
+    def _passed_on(self, call: cst.Call) -> cst.Call:
+        """A call of something else (another pipeline) without what was dropped; ``return_dict`` holds its default."""
+        kept = []
+        for arg in call.args:
+            value = dotted(arg.value) if arg.keyword is not None else None
+            if value not in self.dropped:
+                kept.append(arg)
+            elif value == "return_dict":
+                kept.append(arg.with_changes(value=cst.Name("True")))
+        if len(kept) == len(call.args) and all(a is b for a, b in zip(kept, call.args, strict=True)):
+            return call
+        return call.with_changes(args=kept)

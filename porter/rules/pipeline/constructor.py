@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import libcst as cst
-import libcst.matchers as m
 
 from porter.facts.pipeline import Component, PipelineFacts
-from porter.rules.engine import SURFACE, Context, Rule, bare, body_statements, rename, statements
+from porter.rules.engine import SURFACE, Context, Rule, bare, body_statements, nodes, rename, statements
 
 LOADER = "vllm_omni.diffusion.model_loader.diffusers_loader"
 
@@ -23,6 +22,84 @@ class PipelineConstructor(Rule):
 
     name = "pipeline-constructor"
     safety = SURFACE
+    VALID = (
+        """
+        class ExampleTextModel(nn.Module):
+            def __init__(self, vae, transformer):
+                super().__init__()
+                self.vae_scale_factor = vae.config.scale_factor
+        """,
+    )
+    INVALID = (
+        (
+            """
+            from ...models import AutoencoderKL, ExampleTransformer2DModel
+
+
+            class ExamplePipeline(DiffusionPipeline):
+                def __init__(
+                    self, vae: AutoencoderKL, transformer: ExampleTransformer2DModel, is_distilled: bool = False
+                ):
+                    super().__init__()
+                    self.register_modules(vae=vae, transformer=transformer)
+                    self.register_to_config(is_distilled=is_distilled)
+                    self.vae_scale_factor = vae.config.scale_factor
+            """,
+            """
+            from ...models import AutoencoderKL, ExampleTransformer2DModel
+
+
+            class ExamplePipeline(DiffusionPipeline):
+                def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
+                    super().__init__()
+                    refuse_parallelism(od_config, "ExamplePipeline")
+                    self.od_config = od_config
+                    self.device = get_local_device()
+                    self.weights_sources = [weights_source(od_config, "transformer")]
+                    is_distilled = model_index_value(od_config, "is_distilled", False)
+                    self.vae = load_component(od_config, "vae", AutoencoderKL)
+                    transformer_kwargs = get_transformer_config_kwargs(
+                        od_config.tf_model_config, ExampleTransformer2DModel
+                    )
+                    self.transformer = ExampleTransformer2DModel(od_config=od_config, **transformer_kwargs)
+                    self.register_to_config(is_distilled=is_distilled)
+                    self.vae_scale_factor = self.vae.config.scale_factor
+                    self.setup_diffusion_pipeline_profiler(
+                        enable_diffusion_pipeline_profiler=od_config.enable_diffusion_pipeline_profiler
+                    )
+            """,
+        ),
+        (
+            """
+            from ...models import ExampleTransformer2DModel
+
+
+            class ExamplePipeline(DiffusionPipeline):
+                def __init__(self, tokenizer: CLIPTokenizer, refiner: ExampleTransformer2DModel | None = None):
+                    super().__init__()
+                    self.register_modules(tokenizer=tokenizer, refiner=refiner)
+            """,
+            """
+            from ...models import ExampleTransformer2DModel
+
+
+            class ExamplePipeline(DiffusionPipeline):
+                def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
+                    super().__init__()
+                    refuse_parallelism(od_config, "ExamplePipeline")
+                    self.od_config = od_config
+                    self.device = get_local_device()
+                    self.weights_sources = []
+                    self.tokenizer = load_component(od_config, "tokenizer")
+                    self.refiner = build_component(od_config, "refiner", ExampleTransformer2DModel)
+                    if self.refiner is not None:
+                        self.weights_sources.append(weights_source(od_config, "refiner"))
+                    self.setup_diffusion_pipeline_profiler(
+                        enable_diffusion_pipeline_profiler=od_config.enable_diffusion_pipeline_profiler
+                    )
+            """,
+        ),
+    )
 
     def __init__(self, facts: PipelineFacts) -> None:
         self.facts = facts
@@ -108,4 +185,4 @@ def _qualify(block: Any, name: str) -> Any:
 
 
 def _reads(block: Any, name: str) -> bool:
-    return bool(m.findall(block, m.Name(name)))
+    return any(node.value == name for node in nodes(block, cst.Name))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import libcst as cst
-import libcst.matchers as m
 
 from porter.facts.pipeline import PipelineFacts
-from porter.rules.engine import SURFACE, Context, Rule, body_statements, code, is_docstring, statements
+from porter.rules.engine import SURFACE, Context, Rule, body_statements, code, is_docstring, nodes, statements
 from porter.rules.fold import dotted
 
 # Fields of diffusers' outputs that are flags beside the media.
@@ -24,6 +23,67 @@ class Forward(Rule):
 
     name = "pipeline-forward"
     safety = SURFACE
+    VALID = (
+        """
+        def retrieve_timesteps(scheduler, num_inference_steps):
+            return scheduler.timesteps, num_inference_steps
+
+
+        class ExampleGuidance:
+            def __call__(self, prediction, scale):
+                return (prediction * scale,)
+        """,
+    )
+    INVALID = (
+        (
+            '''
+            class ExamplePipeline(DiffusionPipeline):
+                @torch.no_grad()
+                @replace_example_docstring(EXAMPLE_DOC_STRING)
+                def __call__(self, prompt, height: int = 512):
+                    """Draw a picture."""
+                    image = self.draw(prompt, height, lambda t: t + 1)
+                    return ExamplePipelineOutput(images=image, nsfw_content_detected=None)
+            ''',
+            '''
+            class ExamplePipeline(DiffusionPipeline):
+                @torch.no_grad()
+                def forward(
+                    self, req: DiffusionRequestBatch, prompt=None, height: int = 512
+                ) -> DiffusionOutput:
+                    """Draw a picture."""
+                    given = request_arguments(req, type(self))
+                    prompt = given.pop("prompt", prompt)
+                    height = given.pop("height", height)
+                    image = self.draw(prompt, height, lambda t: t + 1)
+                    return DiffusionOutput(output=image)
+            ''',
+        ),
+        (
+            """
+            class ExamplePipeline(DiffusionPipeline):
+                def __call__(self, prompt=None, **kwargs):
+                    def shift(t):
+                        return t + 1
+
+                    video, audio = self.film(prompt, shift, **kwargs)
+                    return ExamplePipelineOutput(frames=video, audio=audio)
+            """,
+            """
+            class ExamplePipeline(DiffusionPipeline):
+                def forward(self, req: DiffusionRequestBatch, prompt=None, **kwargs) -> DiffusionOutput:
+                    given = request_arguments(req, type(self))
+                    prompt = given.pop("prompt", prompt)
+                    kwargs.update(given)
+
+                    def shift(t):
+                        return t + 1
+
+                    video, audio = self.film(prompt, shift, **kwargs)
+                    return DiffusionOutput(output=(video, audio))
+            """,
+        ),
+    )
 
     def __init__(self, facts: PipelineFacts) -> None:
         self.facts = facts
@@ -102,4 +162,4 @@ def _returns(statement: Any, facts: PipelineFacts) -> Any:
 
 
 def all_returns(function: cst.FunctionDef) -> list[cst.Return]:
-    return list(m.findall(function.body, m.Return()))  # type: ignore[arg-type]
+    return list(nodes(function.body, cst.Return))

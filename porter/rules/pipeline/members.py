@@ -66,7 +66,13 @@ class StaticHelpers(Rule):
 
     name = "static-helpers"
     safety = SURFACE
-    INVALID = (("image = self.numpy_to_pil(image)\n", "image = numpy_to_pil(image)\n"),)
+    VALID = ("image = self.image_processor.numpy_to_pil(image)\n",)
+    INVALID = (
+        (
+            "image = self.numpy_to_pil(image)\n",
+            "image = numpy_to_pil(image)\n",
+        ),
+    )
 
     def leave_Call(self, ctx: Context, original: cst.Call, updated: cst.Call) -> cst.Call:
         if dotted(updated.func) != "self.numpy_to_pil":

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import libcst as cst
-import libcst.matchers as m
 
-from porter.rules.engine import SURFACE, Context, Rule, code, names_in
+from porter.rules.engine import SURFACE, Context, Rule, code, names_in, nodes
 from porter.rules.fold import dotted
 from porter.rules.pipeline.forward import all_returns, output_fields
 
@@ -43,6 +42,64 @@ class PostProcessHook(Rule):
 
     name = "post-process-hook"
     safety = SURFACE
+    VALID = (
+        """
+        class ExamplePipeline(DiffusionPipeline):
+            def __call__(self, prompt=None, output_type="pil"):
+                image = self.vae.decode(self.denoise(prompt))
+                image = self.image_processor.postprocess(image, output_type=output_type)
+                image = [self.overlay(i) for i in image]
+                return ExamplePipelineOutput(images=image)
+        """,
+    )
+    INVALID = (
+        (
+            """
+            class ExamplePipeline(DiffusionPipeline):
+                def __init__(self, vae):
+                    self.image_processor = VaeImageProcessor(
+                        vae_scale_factor=self.vae_scale_factor, do_convert_rgb=True
+                    )
+
+                def __call__(self, prompt=None, output_type="pil"):
+                    latents = self.denoise(prompt)
+                    if output_type == "latent":
+                        image = latents
+                    else:
+                        image = self.vae.decode(latents)
+                        image = self.image_processor.postprocess(image, output_type=output_type)
+                    return ExamplePipelineOutput(images=image)
+            """,
+            '''
+            class ExamplePipeline(DiffusionPipeline):
+                def __init__(self, vae):
+                    self.image_processor = VaeImageProcessor(
+                        vae_scale_factor=self.vae_scale_factor, do_convert_rgb=True
+                    )
+
+                def __call__(self, prompt=None, output_type="pil"):
+                    latents = self.denoise(prompt)
+                    if output_type == "latent":
+                        image = latents
+                    else:
+                        image = self.vae.decode(latents)
+                    return ExamplePipelineOutput(images=image)
+
+
+            def get_example_post_process_func(od_config: OmniDiffusionConfig):
+                """What the engine applies to the output of ``ExamplePipeline``."""
+                image_processor = VaeImageProcessor(do_convert_rgb=True)
+
+                def post_process_func(output, sampling_params=None):
+                    output_type = requested_output_type(sampling_params, "pil")
+                    if output_type == "latent":
+                        return output
+                    return image_processor.postprocess(output, output_type=output_type)
+
+                return post_process_func
+            ''',
+        ),
+    )
 
     def __init__(self, init: cst.FunctionDef | None) -> None:
         self.init = init
@@ -97,14 +154,11 @@ class PostProcessHook(Rule):
         hook.calls[variable] = f"{attribute}.{name}({', '.join(['{}', *rest])})"
 
     def _construction(self, hook: PostProcess, attribute: str) -> str:
-        pattern = m.Assign(
-            targets=[m.AssignTarget(target=m.Attribute(value=m.Name("self"), attr=m.Name(attribute)))],
-            value=m.Call(),
-        )
-        found = m.findall(self.init, pattern) if self.init else []
-        if not found:
+        assigns = nodes(self.init, cst.Assign) if self.init else []
+        found = [a.value for a in assigns if dotted(a.targets[0].target) == f"self.{attribute}"]
+        call = found[-1] if found else None
+        if not isinstance(call, cst.Call):
             return ""
-        call = found[-1].value  # type: ignore[attr-defined]
         kept = [
             f"{a.keyword.value}={code(a.value)}"
             for a in call.args
@@ -115,10 +169,17 @@ class PostProcessHook(Rule):
 
 
 def _post_process_assignments(forward: cst.FunctionDef) -> list[cst.Assign]:
-    name: Any = m.MatchIfTrue(lambda value: value.startswith("postprocess"))
-    func = m.Attribute(value=m.Attribute(value=m.Name("self")), attr=m.Name(value=name))
-    pattern = m.Assign(targets=[m.AssignTarget(target=m.Name())], value=m.Call(func=func))
-    return list(m.findall(forward.body, pattern))  # type: ignore[arg-type]
+    if "postprocess" not in code(forward.body):
+        return []
+    return [assign for assign in nodes(forward.body, cst.Assign) if _is_post_process(assign)]
+
+
+def _is_post_process(assign: cst.Assign) -> bool:
+    """``x = self.<processor>.postprocess*(…)``."""
+    if len(assign.targets) != 1 or not isinstance(assign.targets[0].target, cst.Name):
+        return False
+    path = (dotted(assign.value.func) or "").split(".") if isinstance(assign.value, cst.Call) else []
+    return len(path) == 3 and path[0] == "self" and path[2].startswith("postprocess")
 
 
 class _After(cst.CSTVisitor):

@@ -49,6 +49,77 @@ class PreProcessHook(Rule):
 
     name = "pre-process-hook"
     safety = SURFACE
+    VALID = (
+        """
+        class ExamplePipeline(DiffusionPipeline):
+            def __init__(self, vae):
+                super().__init__()
+                self.image_processor = VaeImageProcessor(vae_scale_factor=8)
+
+            def __call__(self, image, prompt=None):
+                size = self.choose_size(image, prompt)
+                image = self.image_processor.preprocess(image, size)
+                return self.denoise(prompt, image)
+        """,
+    )
+    INVALID = (
+        (
+            """
+            from ...image_processor import VaeImageProcessor
+            from ...models import AutoencoderKL
+
+
+            class ExamplePipeline(DiffusionPipeline):
+                def __init__(self, vae: AutoencoderKL):
+                    super().__init__()
+                    self.register_modules(vae=vae)
+                    self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae.config.scale_factor)
+
+                def __call__(self, image, prompt=None, height: int | None = None):
+                    height = height or image.height
+                    image = self.image_processor.preprocess(image, height)
+                    return self.denoise(prompt, image.to(self.device))
+            """,
+            '''
+            from ...image_processor import VaeImageProcessor
+            from ...models import AutoencoderKL
+
+
+            class ExamplePipeline(DiffusionPipeline):
+                def __init__(self, vae: AutoencoderKL):
+                    super().__init__()
+                    self.register_modules(vae=vae)
+                    self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae.config.scale_factor)
+
+                def __call__(self, image, prompt=None, height: int | None = None):
+                    height = height or image.height
+                    preprocessed = preprocessed_inputs(req)
+                    image = preprocessed["image"]
+                    return self.denoise(prompt, image.to(self.device))
+
+
+            def get_example_pre_process_func(od_config: OmniDiffusionConfig):
+                """What the engine applies to a request of ``ExamplePipeline`` before it is scheduled."""
+                vae_config = component_config(od_config, "vae", AutoencoderKL)
+                image_processor = VaeImageProcessor(vae_scale_factor=vae_config.scale_factor)
+
+                def pre_process_func(request: OmniDiffusionRequest):
+                    given = request_arguments(DiffusionRequestBatch([request]), ExamplePipeline)
+                    image = given.get("image", None)
+                    height = given.get("height", None)
+                    if image is None:
+                        raise ValueError("ExamplePipeline needs image in the prompt's multi_modal_data.")
+                    height = height or image.height
+                    image = image_processor.preprocess(image, height)
+                    return with_preprocessed(
+                        request,
+                        image=image,
+                    )
+
+                return pre_process_func
+            ''',
+        ),
+    )
 
     def __init__(self, facts: PipelineFacts, init: cst.FunctionDef) -> None:
         self.facts = facts
