@@ -115,7 +115,9 @@ def pipeline_facts(tree: SourceTree, definition: Definition) -> PipelineFacts:
 def _swaps_processors(definition: Definition, component: str) -> bool:
     """Whether a pipeline sets attention processors on a component while it runs (perturbed attention does)."""
     text = definition.code
-    return f"self.{component}.set_attn_processor(" in text or f"self.{component}.attn_processors" in text
+    if f"self.{component}.set_attn_processor(" in text or f"self.{component}.attn_processors" in text:
+        return True
+    return ".set_processor(" in text and f"self.{component}." in text
 
 
 def _method(node: ast.ClassDef, name: str) -> ast.FunctionDef | None:

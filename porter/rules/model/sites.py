@@ -266,7 +266,7 @@ def _resolves_to_classic(ctx: Context, name: str) -> bool:
 
 def plan_for(ctx: Context, name: str) -> ProcessorPlan | None:
     """The plan of the attention class called ``name`` in the module at hand; None if it is no attention class."""
-    key = (ctx.module.name, name)
+    key = (f"{ctx.root.name if ctx.root else ''}:{ctx.module.name}", name)
     if key not in ctx.tree.plans:
         ctx.tree.plans[key] = _find_plan(ctx, name)
     return ctx.tree.plans[key]
@@ -281,4 +281,4 @@ def _find_plan(ctx: Context, name: str) -> ProcessorPlan | None:
         return None
     if definition.module.name == MODULE:
         return None
-    return processor_plan(ctx.tree, definition.module, definition.node, ctx.module)
+    return processor_plan(ctx.tree, definition.module, definition.node, ctx.root or ctx.module)

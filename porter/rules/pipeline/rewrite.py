@@ -56,8 +56,12 @@ class PipelineRewriter:
         source = definition.node
         assert isinstance(source, ast.ClassDef)
         facts = _pipeline_facts(ctx, self.facts)
-        methods = {i.name.value: i for i in node.body.body if isinstance(i, cst.FunctionDef)}
-        signatures = {name: [p.name.value for p in f.params.params][1:] for name, f in methods.items()}
+        # A property and its setter are two functions of one name.
+        methods: dict[str, list[cst.FunctionDef]] = {}
+        for item in node.body.body:
+            if isinstance(item, cst.FunctionDef):
+                methods.setdefault(item.name.value, []).append(item)
+        signatures = {name: [p.name.value for p in f[0].params.params][1:] for name, f in methods.items()}
         rules: list[Rule] = [
             DropArguments(tuple(self.facts.dropped), signatures),
             PipelineMembers(),
@@ -66,18 +70,17 @@ class PipelineRewriter:
             RegisterToConfig(),
             RemoveDecorators(),
         ]
-        ported: dict[str, cst.FunctionDef] = {}
+        ported: dict[str, list[Any]] = {}
         queue = ["__init__", "__call__"]
         while queue:
             name = queue.pop(0)
-            folded = fold_function(methods[name], facts)
-            for used in re.findall(r"\bself\.(\w+)", code(folded)):
+            folded = [fold_function(function, facts) for function in methods[name]]
+            for used in re.findall(r"\bself\.(\w+)", " ".join(code(function) for function in folded)):
                 if used in methods and used not in ported and used not in queue and used != name:
                     queue.append(used)
             ported[name] = folded
-        ported = {name: walk(f, rules, ctx) for name, f in ported.items()}
-        init = ported.pop("__init__")
-        call = ported.pop("__call__")
+        ported = {name: [walk(f, rules, ctx) for f in functions] for name, functions in ported.items()}
+        [init], [call] = ported.pop("__init__"), ported.pop("__call__")
         default = self.facts.default("output_type")
         call, self.pre_process = PreProcessHook(self.facts, init).apply(ctx, call)
         call, self.post_process = PostProcessHook(init).apply(ctx, call, default)
@@ -86,7 +89,7 @@ class PipelineRewriter:
         head = statements(self._attributes())
         constructor = PipelineConstructor(self.facts).apply(ctx, init)
         forward = Forward(self.facts).apply(ctx, call)
-        rest = [ported[name] for name in methods if name in ported]
+        rest = [function for name in methods for function in ported.get(name, [])]
         kept = [s for s in node.body.body if not isinstance(s, cst.FunctionDef) and not _is_class_machinery(s)]
         body = [*kept, *head, constructor, *rest, forward, *self._load_weights(ctx)]
         ctx.dropped.extend(n for n in self.facts.dropped if n != "return_dict" and n not in ctx.dropped)
