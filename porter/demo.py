@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import logging
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import porter
-from porter.cli.common import hush_libraries
+from porter.cli.common import hush_libraries, hush_warnings
 from porter.parity.report import number
 from porter.parity.results import CaseResult, ParityReport
 
@@ -37,7 +36,7 @@ def main(folder: Path = FOLDER) -> int:
     from porter.parity.checkpoint import build
 
     hush_libraries()
-    _hush_warnings()
+    hush_warnings()
     build(PIPELINE, checkpoint)
     size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
     out.print(f"     {checkpoint}  [dim]{size / 1e6:.0f} MB[/dim]")
@@ -62,14 +61,6 @@ def main(folder: Path = FOLDER) -> int:
     verdict = "[green]at parity[/green]" if report.passed else f"[red]{report.verdict}[/red]"
     out.print(f"\n{PIPELINE} is {verdict}: largest difference {number(report.largest_difference)}")
     return report.exit_code
-
-
-def _hush_warnings() -> None:
-    """Random weights and tiny sizes draw warnings that say nothing here."""
-    import diffusers
-
-    diffusers.utils.logging.set_verbosity_error()
-    logging.getLogger("porter").setLevel(logging.ERROR)
 
 
 def _stages(case: CaseResult) -> Table:

@@ -19,6 +19,7 @@ from porter.targets import Target
 
 RESULTS = Path(porter.__file__).parent / "parity" / "data" / "results.json"
 NOT_TESTED = "not tested"
+BASE = "DiffusionPipeline"
 
 
 @dataclass
@@ -56,18 +57,40 @@ def live_pipelines(tree: SourceTree, cache: Cache | None = None) -> dict[str, li
     for name in tree.pipelines():
         try:
             definition = tree.find_pipeline(name)
+            if ".deprecated." in definition.module.name or _is_deprecated(definition):
+                continue
+            components = pipeline_facts(tree, definition).components
         except SourceError:
-            found[name] = []  # its source does not parse; converting it says so
+            found[name] = []  # a source does not parse; converting it says which
             continue
-        if ".deprecated." in definition.module.name or _is_deprecated(definition):
-            continue
-        components = pipeline_facts(tree, definition).components
         models = [model.name for component in components for model in component.converted]
         if models:
             found[name] = list(dict.fromkeys(models))
     if cache is not None:
         cache.write("live", found)
     return found
+
+
+def find_pipeline(tree: SourceTree, name: str) -> Definition:
+    """The definition of a pipeline, by its class name, with or without ``diffusers.`` in front.
+
+    Raises:
+        SourceError: there is no such class, or it is no pipeline.
+    """
+    definition = tree.find_pipeline(name)
+    if not _derives(tree, definition):
+        raise SourceError(f"{definition.name} is a class of {definition.module.name}, not a pipeline.")
+    return definition
+
+
+def _derives(tree: SourceTree, definition: Definition | None, depth: int = 0) -> bool:
+    if definition is None or not isinstance(definition.node, ast.ClassDef) or depth > 12:
+        return False
+    for base in definition.node.bases:
+        name = base.id if isinstance(base, ast.Name) else ""
+        if name == BASE or _derives(tree, tree.resolve(definition.module.name, name), depth + 1):
+            return True
+    return False
 
 
 def _is_deprecated(definition: Definition) -> bool:

@@ -110,6 +110,8 @@ class Converter:
     def _hooks(self, port: Port, facts: PipelineFacts, rewriter: PipelineRewriter, built: PortedFile) -> None:
         module = facts.definition.module
         built.imports["OmniDiffusionConfig"] = ("vllm_omni.diffusion.data", "OmniDiffusionConfig")
+        if rewriter.post_process.settings:
+            built.relative["model_index_value"] = SUPPORT
         if rewriter.post_process.calls:
             built.relative["requested_output_type"] = SUPPORT
         if rewriter.pre_process is not None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -68,8 +69,7 @@ def test_a_planted_error_is_found_at_its_stage(planted, file, before, after, sta
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_transformer_alone_equals_the_original(ports, tmp_path, dtype):
+def test_the_transformer_alone_equals_the_original(ports, tmp_path):
     from diffusers import DiffusionPipeline, QwenImageTransformer2DModel
 
     from porter.parity.checkpoint import build, load_inputs
@@ -81,11 +81,13 @@ def test_the_transformer_alone_equals_the_original(ports, tmp_path, dtype):
     checkpoint = build(NAME, tmp_path)
     calls = record_calls(DiffusionPipeline.from_pretrained(checkpoint), load_inputs(NAME))
     pipeline_class = ModelRegistry(ports).load(NAME).pipeline_cls
-    model_class = vars(__import__("sys").modules[pipeline_class.__module__])["QwenImageTransformer2DModel"]
+    model_class = vars(sys.modules[pipeline_class.__module__])["QwenImageTransformer2DModel"]
     arguments = {key: value for key, value in config.items() if not key.startswith("_")}
 
     def build_port():
-        return model_class(od_config=OmniDiffusionConfig.from_kwargs(model=str(checkpoint), dtype=dtype), **arguments)
+        return model_class(
+            od_config=OmniDiffusionConfig.from_kwargs(model=str(checkpoint), dtype="float32"), **arguments
+        )
 
-    report = check_model(QwenImageTransformer2DModel, config, build_port, calls, dtype=dtype)
+    report = check_model(QwenImageTransformer2DModel, config, build_port, calls)
     assert report.passed and len(report.calls) == 3, report

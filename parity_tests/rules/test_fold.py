@@ -200,7 +200,7 @@ def test_what_is_assigned_once_is_known():
                 other = change(other)
             return other
     """
-    assert folded_function(text) == lines("def f(none, other):\n    wanted = False\n    return other".replace("False", "none is not None"))
+    assert folded_function(text) == lines("def f(none, other):\n    wanted = none is not None\n    return other")
 
 
 def test_what_is_assigned_twice_is_not_known():
@@ -274,11 +274,11 @@ def outcome(function: Any, *args: Any, **kwargs: Any) -> Any:
         return None
 
 
-def same_outcomes(before: Any, after: Any, **shown: str) -> None:
+def same_outcomes(before: Any, after: Any, *texts: str) -> None:
     for values in assignments():
         expected = outcome(before, dict(values))
         if expected is not None:  # what raised before has no value to keep
-            assert outcome(after, dict(values)) == expected, (values, shown)
+            assert outcome(after, dict(values)) == expected, (values, *texts)
 
 
 def evaluator(text: str) -> Any:
@@ -297,7 +297,7 @@ def runner(text: str) -> Any:
 def test_an_expression_keeps_its_value(node):
     before = ast.unparse(ast.fix_missing_locations(ast.Expression(node)))
     after = cst.Module([]).code_for_node(fold(cst.parse_expression(before), GIVEN))
-    same_outcomes(evaluator(before), evaluator(after), before=before, after=after)
+    same_outcomes(evaluator(before), evaluator(after), before, after)
 
 
 @settings(max_examples=300, deadline=None)
@@ -348,11 +348,11 @@ def function_text(block: str) -> str:
 @given(blocks(LOCALS).map(function_text))
 def test_statements_keep_what_they_do(before):
     after = folded(before, GIVEN)
-    same_outcomes(runner(before), runner(after), before=before, after=after)
+    same_outcomes(runner(before), runner(after), before, after)
 
 
 @settings(max_examples=200, deadline=None)
 @given(blocks((*LOCALS, "none", "no", "z")).map(function_text))
 def test_a_function_that_rebinds_known_names_keeps_what_it_does(before):
     after = folded_function(before, GIVEN)
-    same_outcomes(runner(before), runner(after), before=before, after=after)
+    same_outcomes(runner(before), runner(after), before, after)

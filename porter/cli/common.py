@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -96,6 +97,14 @@ def hush_libraries() -> None:
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+
+
+def hush_warnings() -> None:
+    """Tiny checkpoints and calls made to try everything draw warnings that say nothing about a port."""
+    import diffusers
+
+    diffusers.utils.logging.set_verbosity_error()
+    logging.getLogger("porter").setLevel(logging.ERROR)
 
 
 def check_device(device: str | None) -> None:

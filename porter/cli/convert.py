@@ -87,14 +87,14 @@ def convert(
 
 def _wanted(names: list[str] | None, tree: SourceTree, cache: Cache | None) -> list[str]:
     """Class names, each known to be a pipeline."""
-    if not names:
-        from porter.listing import live_pipelines
+    from porter.listing import find_pipeline, live_pipelines
 
+    if not names:
         return list(live_pipelines(tree, cache))
     short = list(dict.fromkeys(name.removeprefix("diffusers.") for name in names))
     for name in short:
         if cache is None or not cache.has(f"port-{name}"):
-            tree.find_pipeline(name)
+            find_pipeline(tree, name)
     return short
 
 

@@ -19,6 +19,7 @@ from porter.cli.common import (
     check_dtype,
     console,
     hush_libraries,
+    hush_warnings,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def parity(
     names = _names(name, models_dir)
     check_device(device)
     hush_libraries()
+    if not verbose:
+        hush_warnings()
     from porter.parity import run_parity
     from porter.parity.checkpoint import SpecError
     from porter.parity.html import write
@@ -100,11 +103,12 @@ def _check(name: str | None, everything: bool, checkpoint: str | None, engine: s
 
 def _names(name: str | None, models_dir: Path | None) -> list[str]:
     from porter.runtime import ModelNotFoundError
+    from porter.listing import find_pipeline
     from porter.source import SourceError, SourceTree
 
     if name is not None:
         with bad_input(SourceError):
-            return [SourceTree().find_pipeline(name).name]
+            return [find_pipeline(SourceTree(), name).name]
     from porter.parity.checkpoint import available
     from porter.runtime.diffusion.registry import ModelRegistry
 

@@ -20,6 +20,7 @@ def post_process_text(stem: str, pipeline: str, hook: PostProcess) -> str:
         "post_process.py.j2",
         stem=stem,
         pipeline=pipeline,
+        settings=hook.settings,
         processors=hook.processors,
         calls=hook.calls,
         default=hook.default,

@@ -108,9 +108,11 @@ def processor_plan(
 
 
 def _is_inspected(module: SourceModule, node: ast.ClassDef) -> bool:
-    """Whether code outside the attention classes reads ``<module>.processor``."""
+    """Whether code outside the attention classes reads or sets ``<module>.processor``."""
     for other in ast.walk(module.tree):
-        if isinstance(other, ast.Attribute) and other.attr == "processor" and ast.unparse(other.value) != "self":
+        if not isinstance(other, ast.Attribute) or other.attr not in ("processor", "set_processor"):
+            continue
+        if ast.unparse(other.value) != "self":
             return True
     return False
 

@@ -71,16 +71,31 @@ class Builder:
         self._done: dict[str, tuple[str, list[Any]]] = {}
         self._order: dict[str, list[tuple[int, str]]] = {}
         self._names: dict[tuple[str, str], str] = {}
+        self._edges: dict[str, set[str]] = {}
         self._root: SourceModule | None = None
 
     def build(self, roots: Iterable[Definition]) -> PortedFile:
         for root in roots:
             self._root = self._root or root.module
             self._add(root)
-        for module in self._order:
+        for module in self._module_order():
             for _, name in sorted(self._order[module]):
                 self.file.nodes += self._done[name][1]
         return self.file
+
+    def _module_order(self) -> list[str]:
+        """Source modules, each after those that it refers to: constants and bases must exist when they are used."""
+        ordered: dict[str, None] = {}
+
+        def visit(module: str, path: tuple[str, ...]) -> None:
+            for other in sorted(self._edges.get(module, ())):
+                if other not in ordered and other not in path:
+                    visit(other, (*path, module))
+            ordered.setdefault(module)
+
+        for module in self._order:
+            visit(module, ())
+        return [module for module in ordered if module in self._order]
 
     def _add(self, definition: Definition, vendored: bool = False) -> str:
         """Take a definition over; returns the name that it has in the port."""
@@ -100,6 +115,7 @@ class Builder:
         parts = [*ctx.extra.values(), node]
         for needed in dict.fromkeys(n for item in parts for n in names_in(item)):
             emitted = self._need(needed, definition, ctx)
+            self._link(definition.module.name, emitted or needed)
             if emitted and emitted != needed:
                 parts = [rename(item, needed, emitted) for item in parts]
         if definition.module not in self.file.sources:
@@ -111,6 +127,11 @@ class Builder:
         for rule, count in ctx.applied.items():
             self.file.applied[rule] = self.file.applied.get(rule, 0) + count
         return name
+
+    def _link(self, module: str, name: str) -> None:
+        held = self._done.get(name)
+        if held is not None and held[0] != module:
+            self._edges.setdefault(module, set()).add(held[0])
 
     def _free_name(self, definition: Definition) -> str:
         """The definition's name, or one with the stem of its module where another module's definition has it."""
@@ -179,7 +200,7 @@ class Builder:
         key = (definition.module.name, definition.name)
         if not definition.module.name.startswith(MODELS) or ".autoencoders" in key[0] or ".unets" in key[0]:
             return False
-        if key[0].endswith((".attention_dispatch", ".modeling_utils", ".cache_utils")):
+        if definition.name.endswith("Mixin") or key[0].endswith((".attention_dispatch", ".modeling_utils", ".cache_utils")):
             return False
         if key not in self.tree.converts:
             self.tree.converts[key] = False  # a cycle does not convert by itself

@@ -218,7 +218,8 @@ class KeepProcessor(Rule):
         if len(updated.body) != 1 or not isinstance(updated.body[0], cst.Expr):
             return updated
         call = updated.body[0].value
-        if not isinstance(call, cst.Call) or dotted(call.func) != "self.set_processor":
+        function = dotted(call.func) if isinstance(call, cst.Call) else None
+        if not isinstance(call, cst.Call) or not function or not function.endswith(".set_processor"):
             return updated
-        value = code(call.args[0].value)
-        return cst.parse_statement(f"self.processor = {value}").with_changes(leading_lines=updated.leading_lines)
+        holder, value = function.removesuffix(".set_processor"), code(call.args[0].value)
+        return cst.parse_statement(f"{holder}.processor = {value}").with_changes(leading_lines=updated.leading_lines)

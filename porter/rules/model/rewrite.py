@@ -114,7 +114,8 @@ class ModelRewriter:
             return self._specialised[key]
         base = class_name(processor.name, enclosing, "cross_attention_dim" in given)
         name, number = base, 2
-        while name in self._names or name in ctx.module.definitions or name in ctx.module.imports:
+        taken = {*self._names, *ctx.module.definitions, *ctx.module.imports, *processor.module.definitions}
+        while name in taken:
             name, number = f"{base}{number}", number + 1
         self._names.add(name)
         self._specialised[key] = name

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from typing import Any
 
 import libcst as cst
 
 from porter.facts.pipeline import Component, PipelineFacts
 from porter.rules.engine import SURFACE, Context, Rule, bare, body_statements, nodes, rename, statements
-
-LOADER = "vllm_omni.diffusion.model_loader.diffusers_loader"
+from porter.source import Definition
 
 
 class PipelineConstructor(Rule):
@@ -146,6 +147,10 @@ class PipelineConstructor(Rule):
             lines += self._transformer(ctx, component) if component.converted else [self._loaded(ctx, component)]
         return "\n".join(lines) + "\n"
 
+    def _reads_undeclared(self, component: Component) -> bool:
+        read = re.findall(rf"self\.{component.name}\.config\.(\w+)", self.facts.definition.code)
+        return bool(set(read) - _declared(component.converted[0]) - {"get", "keys"})
+
     def _setting(self, ctx: Context, name: str, default: str | None) -> str:
         ctx.need("", "model_index_value")
         return f'{name} = model_index_value(od_config, "{name}", {default})'
@@ -160,10 +165,16 @@ class PipelineConstructor(Rule):
         name, model = component.name, component.converted[0].name
         if name == "transformer" and len(component.converted) == 1 and not component.optional:
             ctx.need("vllm_omni.diffusion.utils.tf_utils", "get_transformer_config_kwargs")
-            return [
+            lines = [
                 f"transformer_kwargs = get_transformer_config_kwargs(od_config.tf_model_config, {model})",
                 f"self.transformer = {model}(od_config=od_config, **transformer_kwargs)",
             ]
+            if self._reads_undeclared(component):
+                # diffusers keeps keys of config.json that the model's constructor does not take
+                ctx.need("diffusers.configuration_utils", "FrozenDict")
+                held = "**od_config.tf_model_config.to_dict(), **self.transformer.config"
+                lines.append(f"self.transformer.config = FrozenDict({{{held}}})")
+            return lines
         ctx.need("", "build_component")
         classes = ", ".join(d.name for d in component.converted)
         lines = [f'self.{name} = build_component(od_config, "{name}", {classes})']
@@ -173,6 +184,13 @@ class PipelineConstructor(Rule):
                 f'    self.weights_sources.append(weights_source(od_config, "{name}"))',
             ]
         return lines
+
+
+def _declared(definition: Definition) -> set[str]:
+    """Constructor parameters of a class."""
+    node = definition.node
+    init = next((i for i in getattr(node, "body", []) if getattr(i, "name", "") == "__init__"), None)
+    return {a.arg for a in [*init.args.args, *init.args.kwonlyargs]} if isinstance(init, ast.FunctionDef) else set()
 
 
 def _is_registration(statement: cst.CSTNode) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 
 import libcst as cst
 
-from porter.rules.engine import SURFACE, Context, Rule, code, names_in, nodes
+from porter.facts.pipeline import PipelineFacts
+from porter.rules.engine import SURFACE, Context, Rule, code, expression, names_in, nodes
 from porter.rules.fold import dotted
 from porter.rules.pipeline.forward import all_returns, output_fields
 
@@ -24,6 +25,7 @@ class PostProcess:
         calls: local variable to the processing call, with ``output`` for its input.
         processors: attribute name to the expression that builds the processor.
         default: source text of the default ``output_type``.
+        settings: pipeline settings that the processors are built with, and their defaults.
     """
 
     outputs: list[tuple[str, str]] = field(default_factory=list)
@@ -31,6 +33,7 @@ class PostProcess:
     processors: dict[str, str] = field(default_factory=dict)
     default: str = '"pil"'
     needs: list[str] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 class PostProcessHook(Rule):
@@ -101,8 +104,9 @@ class PostProcessHook(Rule):
         ),
     )
 
-    def __init__(self, init: cst.FunctionDef | None) -> None:
+    def __init__(self, init: cst.FunctionDef | None, facts: PipelineFacts | None = None) -> None:
         self.init = init
+        self.settings = facts.settings if facts is not None else {}
 
     def apply(self, ctx: Context, forward: cst.FunctionDef, default: str | None) -> tuple[cst.FunctionDef, PostProcess]:
         hook = PostProcess(default=default or '"pil"')
@@ -164,6 +168,8 @@ class PostProcessHook(Rule):
             for a in call.args
             if a.keyword and a.keyword.value not in PREPROCESSING_ONLY and "self." not in code(a.value)
         ]
+        used = names_in(expression(f"f({', '.join(kept)})"))
+        hook.settings.update({name: self.settings[name] or "None" for name in used if name in self.settings})
         hook.needs.append(code(call.func))
         return f"{code(call.func)}({', '.join(kept)})"
 

@@ -83,7 +83,7 @@ class PipelineRewriter:
         [init], [call] = ported.pop("__init__"), ported.pop("__call__")
         default = self.facts.default("output_type")
         call, self.pre_process = PreProcessHook(self.facts, init).apply(ctx, call)
-        call, self.post_process = PostProcessHook(init).apply(ctx, call, default)
+        call, self.post_process = PostProcessHook(init, self.facts).apply(ctx, call, default)
         for component, reason in self.facts.kept.items():
             ctx.report(definition.first_line, f"{component} stays diffusers' own model: {reason}")
         head = statements(self._attributes())
@@ -137,6 +137,8 @@ def _pipeline_facts(ctx: Context, facts: PipelineFacts) -> Facts:
     if "return_dict" in values:
         values["return_dict"] = True
     values["USE_PEFT_BACKEND"] = True
+    # Caching is the engine's business: diffusers' hooks are not on a ported transformer.
+    values.update({f"self.{c.name}.is_cache_enabled": False for c in facts.components if c.converted})
 
     def is_instance(call: cst.Call) -> Any:
         if len(call.args) == 2 and dotted(call.args[0].value) == "self":
