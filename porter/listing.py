@@ -99,14 +99,20 @@ def _is_deprecated(definition: Definition) -> bool:
     return any(isinstance(target, ast.Name) and target.id == "_last_supported_version" for target in assigned)
 
 
-def transformer_classes(tree: SourceTree) -> list[Definition]:
-    """The model classes of ``diffusers/models/transformers``, by name."""
-    found = []
+def transformer_classes(tree: SourceTree) -> dict[str, Definition | SourceError]:
+    """The model classes of ``diffusers/models/transformers``, by name; an error for those in a file that is broken."""
+    found: dict[str, Definition | SourceError] = {}
     for name, modules in sorted(tree.class_index.items()):
         for module in modules:
-            definition = tree.resolve(module, name) if module.startswith(TRANSFORMERS) else None
+            if not module.startswith(TRANSFORMERS):
+                continue
+            try:
+                definition = tree.resolve(module, name)
+            except SourceError as error:
+                found[name] = error
+                continue
             if definition is not None and isinstance(definition.node, ast.ClassDef) and _is_model(definition.node):
-                found.append(definition)
+                found[name] = definition
     return found
 
 
@@ -132,7 +138,7 @@ def model_rows(tree: SourceTree, target: Target, live: dict[str, list[str]], cac
     """A row for each transformer class, converted by itself."""
     kept = cache.read("models") if cache is not None else None
     if kept is None:
-        kept = [asdict(_model_row(tree, target, definition)) for definition in transformer_classes(tree)]
+        kept = [asdict(_model_row(tree, target, name, found)) for name, found in transformer_classes(tree).items()]
         if cache is not None:
             cache.write("models", kept)
     verdicts = parity_results().get("models", {})
@@ -146,7 +152,9 @@ def model_rows(tree: SourceTree, target: Target, live: dict[str, list[str]], cac
     ]
 
 
-def _model_row(tree: SourceTree, target: Target, definition: Definition) -> Row:
+def _model_row(tree: SourceTree, target: Target, name: str, definition: Definition | SourceError) -> Row:
+    if isinstance(definition, SourceError):
+        return Row(name, "", False, error=str(definition))
     from porter.emit.module import render
     from porter.rules.build import Builder
     from porter.rules.model.rewrite import ModelRewriter

@@ -131,7 +131,7 @@ def test_strict_fails_on_residue(porter, tree, monkeypatch):
 
 def test_an_unknown_pipeline_is_refused_with_the_nearest_names(porter, tree):
     result = porter("convert", "TinnyPipeline", "--source", tree.root)
-    refused(result, "'TinnyPipeline'", "Did you mean TinyPipeline?")
+    refused(result, "'TinnyPipeline'", "Did you mean TinyPipeline")
     assert not Path("out").exists()
 
 

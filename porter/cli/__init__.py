@@ -63,6 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone; say nothing more
         return 1
-    except _UsageError as error:
-        complain(getattr(error, "message", "") or str(error))
+    except _UsageError as error:  # its text names the option
+        complain(error.format_message())
         return 2

@@ -102,8 +102,8 @@ def _check(name: str | None, everything: bool, checkpoint: str | None, engine: s
 
 
 def _names(name: str | None, models_dir: Path | None) -> list[str]:
-    from porter.runtime import ModelNotFoundError
     from porter.listing import find_pipeline
+    from porter.runtime import ModelNotFoundError
     from porter.source import SourceError, SourceTree
 
     if name is not None:

@@ -24,6 +24,7 @@ def post_process_text(stem: str, pipeline: str, hook: PostProcess) -> str:
         processors=hook.processors,
         calls=hook.calls,
         default=hook.default,
+        untouched=hook.untouched,
         unpack=", ".join(variables) if several else "",
         result="output" if several else _result(hook, raw),
         processed=_result(hook, processed) if hook.outputs else "output",

@@ -200,7 +200,9 @@ class Builder:
         key = (definition.module.name, definition.name)
         if not definition.module.name.startswith(MODELS) or ".autoencoders" in key[0] or ".unets" in key[0]:
             return False
-        if definition.name.endswith("Mixin") or key[0].endswith((".attention_dispatch", ".modeling_utils", ".cache_utils")):
+        if definition.name.endswith("Mixin") or key[0].endswith(
+            (".attention_dispatch", ".modeling_utils", ".cache_utils")
+        ):
             return False
         if key not in self.tree.converts:
             self.tree.converts[key] = False  # a cycle does not convert by itself

@@ -8,16 +8,16 @@ from porter.rules.engine import SAME, Context, Rule, arguments, make_call
 from porter.rules.fold import Facts, dotted
 
 DIFFUSERS_RMS_NORM = "diffusers.models.normalization.RMSNorm"
-ENGINE_RMS_NORM = "OmniRMSNorm"
+ENGINE_RMS_NORM = "VllmRMSNorm"
 
 
 class EngineRMSNorm(Rule):
-    """Use the engine's ``RMSNorm`` for an affine one without bias (guide, step 1.1.3).
+    """Use vLLM's ``RMSNorm`` for an affine one without bias (guide, step 1.1.3).
 
-    Both square in float32, scale by the reciprocal root and multiply by the weight after the cast back. A norm
-    without weight, with bias, or whose affinity is decided at run time keeps diffusers' class; so do ``AdaLayerNorm*``
-    (the engine's normalise in float32, which rounds differently in half precision) and rotary embeddings (the engine
-    takes half-width tables).
+    Both square in float32, scale by the reciprocal root, cast to the weight's dtype and multiply. A norm without
+    weight, with bias, or whose affinity is decided at run time keeps diffusers' class. So do norms and embeddings
+    whose engine counterpart rounds or is fed differently: vLLM-Omni's ``RMSNorm`` multiplies before the cast,
+    its ``AdaLayerNorm*`` normalise in float32, its ``RotaryEmbedding`` takes half-width tables.
     """
 
     name = "engine-rms-norm"
@@ -29,7 +29,7 @@ class EngineRMSNorm(Rule):
     INVALID = (
         (
             "from diffusers.models.normalization import RMSNorm\nnorm = RMSNorm(dim, eps, elementwise_affine=True)\n",
-            "from diffusers.models.normalization import RMSNorm\nnorm = OmniRMSNorm(dim, eps)\n",
+            "from diffusers.models.normalization import RMSNorm\nnorm = VllmRMSNorm(dim, eps)\n",
         ),
     )
 
@@ -46,7 +46,7 @@ class EngineRMSNorm(Rule):
         if "bias" in keywords and facts.truth(keywords["bias"].value) is not False:
             return updated
         values = [*positional, *(keywords[k] for k in ("dim", "eps") if k in keywords)]
-        ctx.imports[ENGINE_RMS_NORM] = ("vllm_omni.diffusion.layers.norm", "RMSNorm")
+        ctx.imports[ENGINE_RMS_NORM] = ("vllm.model_executor.layers.layernorm", "RMSNorm")
         return make_call(ENGINE_RMS_NORM, [a.with_changes(keyword=_renamed(a)) for a in values])
 
     def _is_rms_norm(self, ctx: Context, name: str) -> bool:

@@ -25,6 +25,7 @@ class PostProcess:
         calls: local variable to the processing call, with ``output`` for its input.
         processors: attribute name to the expression that builds the processor.
         default: source text of the default ``output_type``.
+        untouched: when the output is handed on as it is, in terms of ``output_type``.
         settings: pipeline settings that the processors are built with, and their defaults.
     """
 
@@ -32,6 +33,7 @@ class PostProcess:
     calls: dict[str, str] = field(default_factory=dict)
     processors: dict[str, str] = field(default_factory=dict)
     default: str = '"pil"'
+    untouched: str = 'output_type == "latent"'
     needs: list[str] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
 
@@ -127,6 +129,7 @@ class PostProcessHook(Rule):
             call = assign.value
             assert isinstance(call, cst.Call)
             self._record(ctx, hook, code(assign.targets[0].target), call)
+            hook.untouched = _skipped_when(forward, assign) or hook.untouched
         if not hook.calls:
             return forward, hook
         ctx.used(self)
@@ -186,6 +189,19 @@ def _is_post_process(assign: cst.Assign) -> bool:
         return False
     path = (dotted(assign.value.func) or "").split(".") if isinstance(assign.value, cst.Call) else []
     return len(path) == 3 and path[0] == "self" and path[2].startswith("postprocess")
+
+
+def _skipped_when(forward: cst.FunctionDef, assign: cst.Assign) -> str | None:
+    """The test on ``output_type`` that decides against a processing call, if one does."""
+    for node in nodes(forward.body, cst.If):
+        if names_in(node.test) != ["output_type"]:
+            continue
+        test = code(node.test)
+        if any(other is assign for other in nodes(node.body, cst.Assign)):
+            return test.removeprefix("not ") if test.startswith("not ") else f"not ({test})"
+        if node.orelse is not None and any(other is assign for other in nodes(node.orelse, cst.Assign)):
+            return test
+    return None
 
 
 class _After(cst.CSTVisitor):

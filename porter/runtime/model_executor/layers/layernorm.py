@@ -9,7 +9,7 @@ from torch import nn
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last dimension, computed in float32.
 
-    The normalised value is cast back to the input's dtype before the weight multiplies it.
+    The normalised value is cast to the weight's dtype before the weight multiplies it.
 
     Args:
         hidden_size: length of the last dimension.
@@ -44,7 +44,7 @@ class RMSNorm(nn.Module):
             x = x + residual
             residual = x.to(dtype)
         x = x * torch.rsqrt(x.pow(2).mean(dim=-1, keepdim=True) + self.variance_epsilon)
-        x = x.to(dtype)
         if self.weight is not None:
-            x = x * self.weight
+            x = x.to(self.weight.dtype) * self.weight
+        x = x.to(dtype)
         return x if residual is None else (x, residual)
