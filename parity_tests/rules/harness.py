@@ -35,7 +35,7 @@ MODEL = "models/transformers/transformer_example.py"
 PIPELINE = "pipelines/example/pipeline_example.py"
 STEM = "example"
 
-CLASSIC = '''
+CLASSIC = """
 class Attention(nn.Module):
     def __init__(self, query_dim, heads=8, dim_head=64, bias=False, scale_qk=True, qk_norm=None, processor=None):
         super().__init__()
@@ -71,7 +71,7 @@ class AttnProcessor2_0:
         if attn.norm_q is not None:
             query = attn.norm_q(query)
         return attn.split(query)
-'''
+"""
 
 STUBS = {
     "__init__.py": '__version__ = "0.0.0"\n',

@@ -64,5 +64,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # whoever read our output has gone; say nothing more
         return 1
     except _UsageError as error:  # its text names the option
-        complain(error.format_message())
+        complain(error.format_message())  # type: ignore[attr-defined]
         return 2

@@ -101,12 +101,32 @@ def run(
 
     parameters = {"model": model, "pipeline": _name(omni), **texts, **given, "seed": seed, **extra}
     parameters = {name: value for name, value in parameters.items() if value is not None}
+    result.fps = result.fps or extra.get("frame_rate") or extra.get("fps") or _default(omni, "frame_rate", "fps")
+    result.audio_sample_rate = result.audio_sample_rate or _sample_rate(omni.pipeline)
     place = output or Path(DEFAULT_NAMES[kind_of(result)])
     with bad_input(ValueError, OSError):
         written = save(result, place, parameters)
     if not quiet:
         for path in written:
             print(path)
+
+
+def _default(omni: Any, *names: str) -> Any:
+    """The default of the first of these parameters that has one."""
+    parameters = inspect.signature(omni.pipeline.forward).parameters
+    defaults = (parameters[name].default for name in names if name in parameters)
+    return next((value for value in defaults if isinstance(value, int | float)), None)
+
+
+def _sample_rate(pipeline: Any) -> int | None:
+    """Samples per second of a pipeline's sound, where the pipeline or a component's config states it."""
+    owners = [pipeline]
+    owners += [getattr(getattr(pipeline, name, None), "config", None) for name in ("vocoder", "audio_vae", "vae")]
+    for owner in owners:
+        for name in ("output_sampling_rate", "sampling_rate", "sample_rate"):
+            if isinstance(rate := getattr(owner, name, None), int):
+                return rate
+    return None
 
 
 def _name(omni: Any) -> str:

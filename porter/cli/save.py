@@ -105,7 +105,7 @@ def _videos(result: Any, path: Path, parameters: Mapping[str, Any]) -> list[Path
     sounds = _channels(result.audios) if result.audios is not None else []
     rate = result.audio_sample_rate or DEFAULT_SAMPLE_RATE
     pairs = [(video, sounds[n] if n < len(sounds) else None) for n, video in enumerate(batch)]
-    fps = result.fps or parameters.get("frame_rate") or parameters.get("fps") or DEFAULT_FPS
+    fps = result.fps or DEFAULT_FPS
     return _each(
         path, pairs, lambda pair, to: _write_video(as_pixels(as_array(pair[0])), pair[1], rate, to, fps, parameters)
     )

@@ -78,7 +78,7 @@ def processor_plan(
     tree: SourceTree, module: SourceModule, node: ast.ClassDef, requester: SourceModule
 ) -> ProcessorPlan:
     """Decide how the processor of the attention class ``node`` (defined in ``module``) is ported."""
-    if _is_inspected(module, node):
+    if _is_inspected(requester, node):
         return ProcessorPlan("keep", reason="the model inspects the processors of its attention modules")
     init = method(node, "__init__")
     default = _default_processor(node, init)
@@ -260,6 +260,8 @@ def constant_parameters(module: SourceModule, name: str) -> dict[str, ast.expr]:
 def uses_attention(definition: Definition) -> bool:
     """Whether a definition itself (not what it refers to) computes attention or builds the classic Attention."""
     names = definition.module.imports
+    if isinstance(definition.node, ast.ClassDef) and is_attention_module(definition.node):
+        return True
     for node in ast.walk(definition.node):
         if isinstance(node, ast.Name) and node.id in (DISPATCH, SDPA):
             return True

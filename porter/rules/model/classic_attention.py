@@ -322,7 +322,9 @@ def known_parameters(
         if arg.arg in given:
             node = given[arg.arg]
             value = Facts().value(node)
-            if value is UNKNOWN and names_in(node) and set(names_in(node)) <= not_none:
+            # A conditional expression or a call may be None though its names are not.
+            plain = isinstance(node, cst.Name | cst.BinaryOperation)
+            if value is UNKNOWN and plain and set(names_in(node)) <= not_none:
                 value = NOT_NONE
             if value is not UNKNOWN:
                 known[arg.arg] = value

@@ -279,6 +279,6 @@ def _find_plan(ctx: Context, name: str) -> ProcessorPlan | None:
         definition = ctx.tree.resolve(bound.module, bound.name) if bound.name else None
     if definition is None or not isinstance(definition.node, ast.ClassDef) or not is_attention_module(definition.node):
         return None
-    if definition.module.name == MODULE:
+    if definition.module.name == MODULE and definition.name == "Attention":
         return None
     return processor_plan(ctx.tree, definition.module, definition.node, ctx.root or ctx.module)

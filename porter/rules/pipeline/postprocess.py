@@ -125,6 +125,9 @@ class PostProcessHook(Rule):
         if not targets <= {variable for _, variable in hook.outputs}:
             ctx.report(line, "post-processing stays in forward: its result is not what is returned")
             return forward, hook
+        if any(not self._construction(hook, _processor_of(a)) for a in movable):
+            ctx.report(line, "post-processing stays in forward: its processor is not built by a plain call")
+            return forward, PostProcess(default=hook.default)
         for assign in movable:
             call = assign.value
             assert isinstance(call, cst.Call)
@@ -202,6 +205,11 @@ def _skipped_when(forward: cst.FunctionDef, assign: cst.Assign) -> str | None:
         if node.orelse is not None and any(other is assign for other in nodes(node.orelse, cst.Assign)):
             return test
     return None
+
+
+def _processor_of(assign: cst.Assign) -> str:
+    assert isinstance(assign.value, cst.Call)
+    return (dotted(assign.value.func) or "").split(".")[1]
 
 
 class _After(cst.CSTVisitor):
