@@ -122,7 +122,7 @@ def _is_model(node: ast.ClassDef) -> bool:
 
 def pipeline_rows(outcomes: Iterable[Outcome], live: dict[str, list[str]]) -> list[Row]:
     """A row for each pipeline, from its conversion and the committed results."""
-    verdicts = parity_results().get("pipelines", {})
+    verdicts = parity_results()
     rows = []
     for outcome in outcomes:
         models = live.get(outcome.name, [])
@@ -141,7 +141,7 @@ def model_rows(tree: SourceTree, target: Target, live: dict[str, list[str]], cac
         kept = [asdict(_model_row(tree, target, name, found)) for name, found in transformer_classes(tree).items()]
         if cache is not None:
             cache.write("models", kept)
-    verdicts = parity_results().get("models", {})
+    verdicts = parity_results()
     users: dict[str, list[str]] = {}
     for pipeline, models in live.items():
         for model in models:
@@ -170,13 +170,11 @@ def _model_row(tree: SourceTree, target: Target, name: str, definition: Definiti
 
 
 def parity_results() -> dict[str, Any]:
-    """The committed results, ``{"pipelines": {name: {"verdict": …}}, "models": …}``; empty if there are none."""
+    """The committed results, ``{name: {"verdict": …}}`` of pipelines and models; empty if there are none."""
     if not RESULTS.is_file():
         return {}
     return json.loads(RESULTS.read_text("utf-8"))
 
 
-def _verdict(result: Any) -> str:
-    if isinstance(result, dict):
-        return str(result.get("verdict", NOT_TESTED))
-    return str(result) if result else NOT_TESTED
+def _verdict(result: dict[str, Any] | None) -> str:
+    return str(result["verdict"]) if result else NOT_TESTED

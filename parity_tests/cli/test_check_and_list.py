@@ -86,7 +86,7 @@ def test_list_shows_pipelines_and_models(porter, tree):
 
 def test_list_takes_parity_from_the_committed_results(porter, tree, tmp_path, monkeypatch):
     results = tmp_path / "results.json"
-    results.write_text(json.dumps({"pipelines": {"TinyPipeline": {"verdict": "parity"}}}))
+    results.write_text(json.dumps({"TinyPipeline": {"verdict": "parity"}}))
     monkeypatch.setattr("porter.listing.RESULTS", results)
     [row] = json.loads(porter("list", "--source", tree.root, "--json").out)["pipelines"]
     assert row["parity"] == "parity"

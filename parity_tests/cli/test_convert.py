@@ -267,3 +267,23 @@ def test_the_working_folder_does_not_matter(porter, tree, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path / "elsewhere")
     porter("convert", "TinyPipeline", "--source", tree.root, "-o", tmp_path / "b", "--no-cache")
     assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_the_example_scripts_of_two_targets_differ_in_imports_alone(porter, tree):
+    for target in ("porter", "vllm-omni"):
+        porter("convert", "TinyPipeline", "--source", tree.root, "--target", target, "-o", target)
+    texts = [Path(target, "examples/tiny.py").read_text().splitlines() for target in ("porter", "vllm-omni")]
+    different = [line for pair in zip(*texts, strict=True) if pair[0] != pair[1] for line in pair]
+    assert len(different) == 4
+    assert all(line.startswith(("from porter.runtime.", "from vllm_omni.")) for line in different)
+
+
+def test_an_example_script_offers_what_the_pipeline_takes(porter, tree):
+    porter("convert", "TinyPipeline", "--source", tree.root)
+    result = subprocess.run(
+        [sys.executable, "out/examples/tiny.py", "--help"], capture_output=True, text=True, check=True
+    )
+    for option in ("--model", "--prompt", "--height", "--width", "--num-inference-steps", "--seed", "--output"):
+        assert option in result.stdout
+    for option in ("--image", "--guidance-scale", "--num-frames", "--callback-on-step-end"):
+        assert option not in result.stdout

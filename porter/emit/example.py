@@ -57,6 +57,6 @@ def example_text(stem: str, facts: PipelineFacts, hook: PostProcess, tree: Sourc
 
 
 def output_kind(hook: PostProcess) -> str:
-    """``video`` where the pipeline returns frames (with sound or without), ``audio`` for sound alone, else ``image``."""
+    """``video`` where the pipeline returns frames, with sound or without; ``audio`` for sound alone; else ``image``."""
     kinds = {MEDIA.get(field) for field, _ in hook.outputs}
     return next((kind for kind in ("video", "audio") if kind in kinds), "image")

@@ -1,0 +1,1 @@
+"""Generated vLLM-Omni models."""

@@ -1,0 +1,1 @@
+"""Ported pipelines of the chrono_edit family."""

@@ -1,0 +1,1 @@
+"""Ported pipelines of the cosmos3_omni family."""

@@ -1,0 +1,1 @@
+"""Ported pipelines of the glm_image family."""

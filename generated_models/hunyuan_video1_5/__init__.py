@@ -1,0 +1,1 @@
+"""Ported pipelines of the hunyuan_video1_5 family."""

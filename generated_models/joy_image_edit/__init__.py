@@ -1,0 +1,1 @@
+"""Ported pipelines of the joy_image_edit family."""

@@ -1,0 +1,1 @@
+"""Ported pipelines of the kandinsky6 family."""

@@ -1,0 +1,1 @@
+"""Ported pipelines of the longcat_audio_dit family."""

@@ -1,0 +1,1 @@
+"""Ported pipelines of the ovis_image family."""

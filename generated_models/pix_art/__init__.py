@@ -1,0 +1,1 @@
+"""Ported pipelines of the pix_art family."""

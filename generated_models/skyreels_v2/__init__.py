@@ -1,0 +1,1 @@
+"""Ported pipelines of the skyreels_v2 family."""

@@ -1,0 +1,1 @@
+"""Ported pipelines of the z_image family."""
