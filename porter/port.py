@@ -17,10 +17,14 @@ from porter.rules.build import SUPPORT, Builder, PortedFile
 from porter.rules.engine import Residue
 from porter.rules.model.rewrite import ModelRewriter
 from porter.rules.pipeline.rewrite import PipelineRewriter
-from porter.source import Definition, SourceTree
+from porter.source import Definition, SourceError, SourceTree
 from porter.targets import Target, get_target
 
 __all__ = ["OutputError", "Port", "convert", "convert_all"]
+
+
+# Variables of the generated forward and hook; a pipeline parameter of the same name is refused.
+GENERATED_NAMES = {"req", "given", "preprocessed", "request", "od_config"}
 
 
 @dataclass
@@ -67,6 +71,14 @@ class Converter:
         """
         definition = self.tree.find_pipeline(name)
         facts = pipeline_facts(self.tree, definition)
+        methods = {getattr(item, "name", "") for item in getattr(definition.node, "body", [])}
+        if not {"__init__", "__call__"} <= methods:
+            raise SourceError(
+                f"{facts.name} is a class of {definition.module.name}, not a pipeline that can be called."
+            )
+        clash = GENERATED_NAMES & {p.name for p in facts.parameters}
+        if clash:
+            raise SourceError(f"{facts.name} has a parameter {clash.pop()!r}, which the generated code uses itself.")
         port = Port(facts.name, self._family(facts), pipeline_stem(facts.name))
         relative: dict[str, str] = {}
         for component in facts.components:

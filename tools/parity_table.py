@@ -2,7 +2,7 @@
 
     python tools/parity_table.py [--cases plain …] [--only NAME …] [--resume]
 
-Writes ``porter/parity/data/results.json`` (what ``porter list`` shows) and ``docs/parity.md``. Each pipeline is converted
+Writes ``porter/parity/data/results.json`` (``porter list`` shows it) and ``docs/parity.md``. Each pipeline is converted
 into a folder of its own, so that one that fails does not keep the others from being compared.
 """
 
@@ -90,7 +90,7 @@ def table(results: dict[str, Any], version: str) -> str:
     reached_other = sum(r["verdict"] == "parity" for r in other)
     return (
         "# Parity\n\n"
-        f"diffusers {version}, tiny random checkpoints, float32 on the CPU, one thread: largest absolute difference over "
+        f"diffusers {version}, tiny random checkpoints, float32 on the CPU, one thread: largest difference over "
         "all stages.\nMade by `python tools/parity_table.py`.\n\n"
         f"Transformer pipelines: {reached} of {len(transformer)} at difference 0. "
         f"Others: {reached_other} of {len(other)}.\n\n"

@@ -716,7 +716,13 @@ class AuraFlowTransformer2DModel(nn.Module):
         for name, weight in weights:
             if name not in tensors:
                 raise ValueError(f"{type(self).__name__} has no parameter or buffer {name!r}")
-            weight_loader = getattr(tensors[name], "weight_loader", default_weight_loader)
-            weight_loader(tensors[name], weight)
+            tensor = tensors[name]
+            if isinstance(tensor, nn.Parameter):
+                weight_loader = getattr(tensor, "weight_loader", default_weight_loader)
+                weight_loader(tensor, weight)
+            elif tensor.shape != weight.shape:
+                raise ValueError(f"{name}: the checkpoint has {tuple(weight.shape)}, the model {tuple(tensor.shape)}")
+            else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
+                tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
             loaded.add(name)
         return loaded

@@ -17,7 +17,7 @@ from porter.emit.names import family, model_stem, pipeline_stem, snake
 from porter.emit.write import TABLES, OutputError, check_folder, read_registry, registry_text, write_files
 from porter.port import Converter, Port, write_ports
 from porter.rules.build import PortedFile
-from porter.source import SourceTree
+from porter.source import SourceError, SourceTree
 from porter.targets import get_target
 
 # Names -------------------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def files_of(folder: Path) -> dict[str, str]:
 def test_files_are_written_formatted_below_the_folder(tmp_path):
     written = write_files(tmp_path / "out", {"a/b.py": "import os\nimport sys\nx = [ os.sep ]\n", "c.py": "y = 'c'\n"})
     assert written == [tmp_path / "out/a/b.py", tmp_path / "out/c.py"]
-    assert files_of(tmp_path / "out") == {"a/b.py": "import os\n\n\nx = [os.sep]\n", "c.py": 'y = "c"\n'}
+    assert files_of(tmp_path / "out") == {"a/b.py": "import os\n\nx = [os.sep]\n", "c.py": 'y = "c"\n'}
 
 
 def test_a_text_that_does_not_parse_leaves_the_folder_as_it_was(tmp_path):
@@ -389,7 +389,7 @@ def test_a_setting_stays_the_same_literal(convert, value):
 @given(texts, texts)
 def test_docstrings_stay_docstrings(convert, class_doc, call_doc):
     tree = parsed(convert(class_doc=class_doc, call_doc=call_doc))
-    node = next(n for n in tree.body if isinstance(n, ast.ClassDef))
+    node = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "ExamplePipeline")
     forward = next(n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "forward")
     assert same(ast.get_docstring(node, clean=False), class_doc)
     assert same(ast.get_docstring(forward, clean=False), call_doc)
@@ -405,7 +405,7 @@ def test_nothing_but_literals_changes(convert, value):
     assert shape(trees[0], (plain,)) == shape(trees[1], (other,))
 
 
-TAKEN = {"self", "image", "prompt", "output_type", "vae", "setting", "req", "given", "preprocessed", "req", "request"}
+TAKEN = {"self", "image", "prompt", "output_type", "vae", "setting", "req", "given", "preprocessed", "request"}
 
 
 @settings(max_examples=40, deadline=None)
@@ -422,3 +422,16 @@ def test_what_is_written_has_the_same_literals(convert, tmp_path):
         tree = ast.parse((tmp_path / "example/pipeline_example.py").read_text(encoding="utf-8"))
         assert same(default_of(tree, "size"), value)
         assert same(hook_default_of(tree, "size"), value)
+
+
+@pytest.mark.parametrize("name", ["given", "preprocessed", "req", "request"])
+def test_a_parameter_that_is_called_like_a_variable_of_the_port_is_refused(convert, name):
+    with pytest.raises(SourceError, match=name):
+        convert(name=name)
+
+
+def test_an_entry_of_an_earlier_registry_stays_a_literal(tmp_path):
+    models = {'x": 1}; import os; y = {"z': ("a", "b", "c")}
+    tables = {TABLES[0]: models, TABLES[1]: {}, TABLES[2]: {}}
+    (tmp_path / "registry.py").write_text("".join(f"{name} = {table!r}\n" for name, table in tables.items()))
+    assert "import os" not in [ast.unparse(node) for node in ast.parse(registry_text(read_registry(tmp_path))).body]

@@ -247,12 +247,9 @@ def test_bindings_are_counted():
     assert set(found.values) == {"b"}
 
 
-# Defects: each of these changes what a function does. The marks go when folding no longer does.
+# Each of these once changed what a function does.
 
-REASON = "folding changes the value: see the defects named in this file"
-CHANGES = pytest.mark.xfail(strict=True, reason=REASON)
-SLOWLY = pytest.mark.xfail(run=False, reason=REASON)  # what fails is known; making it small takes minutes
-DEFECTS = {
+FIXED = {
     "parentheses of a conditional expression": ("x = (a if yes else b + c) * 2", "x = a * 2"),
     "parentheses of its other branch": ("x = (b + c if yes else a) * 2", "x = (b + c) * 2"),
     "parentheses of an operation": ("x = not (no or a and b)", "x = not (a and b)"),
@@ -261,22 +258,19 @@ DEFECTS = {
     "an operand that is known second": ("if (a and none) is None:\n    f()", "if (a and none) is None:\n    f()"),
     "what cannot be compared": ("if a and none > 1:\n    f()", "if a and none > 1:\n    f()"),
 }
-DEFECTS_PASS = {"parentheses of a conditional expression", "the value of and is no truth value"}
 
 
-@pytest.mark.parametrize("name", [n if n in DEFECTS_PASS else pytest.param(n, marks=CHANGES) for n in DEFECTS])
+@pytest.mark.parametrize("name", FIXED)
 def test_fold_keeps_what_binds_and_what_is_compared(name):
-    before, after = DEFECTS[name]
+    before, after = FIXED[name]
     assert folded(before).strip() == after
 
 
-@CHANGES
 def test_a_star_parameter_is_no_local_constant():
     text = "def f(none, *args):\n    if args is None:\n        return 1\n    args = none\n    return args\n"
     assert folded_function(text) == text
 
 
-@CHANGES
 def test_an_assignment_withdraws_the_fact_about_an_attribute():
     text = "def f(self, none):\n    self.flag = True\n    return 1 if self.flag else none\n"
     assert folded_function(text) == text
@@ -352,7 +346,6 @@ def runner(text: str) -> Any:
     return lambda values: namespace["f"](**values)
 
 
-@SLOWLY
 @settings(max_examples=400, deadline=None)
 @given(expressions)
 def test_an_expression_keeps_its_value(node):
@@ -361,7 +354,6 @@ def test_an_expression_keeps_its_value(node):
     same_outcomes(evaluator(before), evaluator(after), before, after)
 
 
-@SLOWLY
 @settings(max_examples=300, deadline=None)
 @given(expressions)
 def test_what_is_said_about_an_expression_is_true(node):
@@ -403,10 +395,10 @@ def blocks(draw: Any, targets: tuple[str, ...], depth: int = 2) -> str:
 def function_text(block: str) -> str:
     state = ", ".join([*KNOWN, *OPEN, *LOCALS])
     body = f"x = y = a\n{block}\nreturn ({state})"
-    return f"def f({', '.join([*KNOWN, *OPEN])}):\n{textwrap.indent(body, '    ')}\n"
+    # Every local is bound at the head: a name whose only binding is in dead code would turn into a global without it.
+    return f"def f({', '.join([*KNOWN, *OPEN])}):\n    x = y = z = None\n{textwrap.indent(body, '    ')}\n"
 
 
-@SLOWLY
 @settings(max_examples=100, deadline=None)
 @given(blocks(LOCALS).map(function_text))
 def test_statements_keep_what_they_do(before):
@@ -414,7 +406,6 @@ def test_statements_keep_what_they_do(before):
     same_outcomes(runner(before), runner(after), before, after)
 
 
-@SLOWLY
 @settings(max_examples=100, deadline=None)
 @given(blocks((*LOCALS, "none", "no", "z")).map(function_text))
 def test_a_function_that_rebinds_known_names_keeps_what_it_does(before):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import porter
 def _environment() -> jinja2.Environment:
     package = Path(porter.__file__).parent
     folders = [package / "templates", package.parent / "templates"]
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folders), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
+    environment.filters["literal"] = json.dumps  # a text as a Python literal, never as code
+    return environment
 
 
 def fill(name: str, **values: Any) -> str:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import libcst as cst
-import libcst.matchers as m
 
 
 class _Special:
@@ -97,18 +96,22 @@ class Facts:
 
     def truth(self, node: cst.BaseExpression) -> bool | None:
         """Whether ``node`` is true, or None if that is not known."""
+        if isinstance(node, cst.BooleanOperation):
+            # Either operand may decide; the value of the operation needs the left one.
+            deciding = isinstance(node.operator, cst.Or)
+            left, right = self.truth(node.left), self.truth(node.right)
+            if deciding in (left, right):
+                return deciding
+            return None if left is None or right is None else not deciding
         value = self.value(node)
         return None if isinstance(value, _Special) else bool(value)
 
     def _boolean(self, node: cst.BooleanOperation) -> Any:
-        left, right = self.truth(node.left), self.truth(node.right)
-        if isinstance(node.operator, cst.And):
-            if left is False or right is False:
-                return False
-            return True if left and right else UNKNOWN
-        if left is True or right is True:
-            return True
-        return False if left is False and right is False else UNKNOWN
+        """The value of ``and`` and ``or``: one of their operands, not a truth value."""
+        left = self.truth(node.left)
+        if left is None:
+            return UNKNOWN
+        return self.value(node.right if left is isinstance(node.operator, cst.And) else node.left)
 
     def _comparison(self, node: cst.Comparison) -> Any:
         target = node.comparisons[0]
@@ -121,7 +124,10 @@ class Facts:
         if isinstance(left, _Special) or isinstance(right, _Special):
             return UNKNOWN
         compare = COMPARE.get(type(relation))
-        return compare(left, right) if compare else UNKNOWN
+        try:
+            return compare(left, right) if compare else UNKNOWN
+        except TypeError:
+            return UNKNOWN
 
     def simplify(self, node: cst.BaseExpression) -> cst.BaseExpression:
         """``node`` with its known operands gone: ``known_true and x`` is ``x``."""
@@ -129,11 +135,18 @@ class Facts:
             is_and = isinstance(node.operator, cst.And)
             left, right = self.truth(node.left), self.truth(node.right)
             if left is is_and:
-                return self.simplify(node.right)
+                return in_place_of(node, self.simplify(node.right))
             if right is is_and:
-                return self.simplify(node.left)
+                return in_place_of(node, self.simplify(node.left))
             return node.with_changes(left=self.simplify(node.left), right=self.simplify(node.right))
         return node
+
+
+def in_place_of(outer: Any, inner: Any) -> Any:
+    """``inner`` standing where ``outer`` stood, with the parentheses that bound it."""
+    if isinstance(inner, cst.Name | cst.Attribute | cst.Call | cst.Subscript | cst.Integer | cst.SimpleString):
+        return inner  # binds tighter than anything around it
+    return inner.with_changes(lpar=[*outer.lpar, *inner.lpar], rpar=[*inner.rpar, *outer.rpar])
 
 
 def literal(value: Any) -> cst.BaseExpression:
@@ -165,11 +178,20 @@ def flatten(body: cst.BaseSuite, leading_lines: Any = ()) -> cst.FlattenSentinel
         statements: list[Any] = [cst.SimpleStatementLine(body=body.body)]
     else:
         statements = list(body.body)
-    statements = [s for s in statements if not m.matches(s, m.SimpleStatementLine(body=[m.Pass()]))]
+    statements = [s for s in statements if not isinstance(only(s), cst.Pass)]
     if not statements:
         return cst.RemoveFromParent()
     statements[0] = statements[0].with_changes(leading_lines=[*leading_lines, *statements[0].leading_lines])
     return cst.FlattenSentinel(statements)
+
+
+def only(node: cst.CSTNode) -> cst.BaseSmallStatement | None:
+    """The statement of a line that holds one, None for anything else."""
+    return node.body[0] if isinstance(node, cst.SimpleStatementLine) and len(node.body) == 1 else None
+
+
+def _is_pass(body: cst.BaseSuite) -> bool:
+    return len(body.body) == 1 and isinstance(only(body.body[0]), cst.Pass)
 
 
 class Folder(cst.CSTTransformer):
@@ -194,14 +216,15 @@ class Folder(cst.CSTTransformer):
         if truth is None:
             return updated_node
         self.count += 1
-        return updated_node.body if truth else updated_node.orelse
+        return in_place_of(updated_node, updated_node.body if truth else updated_node.orelse)
 
     def leave_BooleanOperation(self, original_node: cst.BooleanOperation, updated_node: cst.BooleanOperation) -> Any:
         # Here the operation may be a value (`x = a or b`), so only its left operand may decide.
         left = self.facts.truth(updated_node.left)
         if left is None:
             return updated_node
-        return updated_node.right if left is isinstance(updated_node.operator, cst.And) else updated_node.left
+        kept = updated_node.right if left is isinstance(updated_node.operator, cst.And) else updated_node.left
+        return in_place_of(updated_node, kept)
 
     def leave_IndentedBlock(self, original_node: cst.IndentedBlock, updated_node: cst.IndentedBlock) -> Any:
         body = list(cut_unreachable(updated_node.body))
@@ -210,16 +233,14 @@ class Folder(cst.CSTTransformer):
         return updated_node.with_changes(body=body)
 
     def leave_Else(self, original_node: cst.Else, updated_node: cst.Else) -> Any:
-        if m.matches(updated_node.body, m.IndentedBlock(body=[m.SimpleStatementLine(body=[m.Pass()])])):
-            if not m.matches(original_node.body, m.IndentedBlock(body=[m.SimpleStatementLine(body=[m.Pass()])])):
-                return cst.RemoveFromParent()
-        return updated_node
+        emptied = _is_pass(updated_node.body) and not _is_pass(original_node.body)
+        return cst.RemoveFromParent() if emptied else updated_node
 
 
 def cut_unreachable(body: Any) -> Any:
     """Statements up to and including the first ``return`` or ``raise`` of a block."""
     for index, statement in enumerate(body):
-        if m.matches(statement, m.SimpleStatementLine(body=[m.Return() | m.Raise()])):
+        if isinstance(only(statement), cst.Return | cst.Raise):
             return body[: index + 1]
     return body
 
@@ -241,6 +262,8 @@ def bindings(body: cst.BaseSuite) -> Bindings:
         names: list[str] = []
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names = [node.id]
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names = [ast.unparse(node)]
         elif isinstance(node, ast.arg):
             names = [node.arg]
         elif isinstance(node, ast.alias):
@@ -269,7 +292,8 @@ def fold_function(function: Any, facts: Facts) -> Any:
     """A function folded by ``facts`` and by what its own single assignments then make known."""
     if not mentions(function, facts):
         return function
-    params = {p.name.value for p in (*function.params.params, *function.params.kwonly_params)}
+    starred = [p for p in (function.params.star_arg, function.params.star_kwarg) if isinstance(p, cst.Param)]
+    params = {p.name.value for p in (*function.params.params, *function.params.kwonly_params, *starred)}
     function, usable = _fold_assuming(function, facts)
     local = bindings(function.body)
     constants = {

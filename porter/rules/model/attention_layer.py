@@ -6,7 +6,6 @@ import ast
 from typing import Any
 
 import libcst as cst
-import libcst.matchers as m
 
 from porter.facts.attention import DISPATCH, SDPA, Site, Sizes, describe_site
 from porter.rules.engine import SAME, Context, Rule, arguments, code, make_call, statements
@@ -185,12 +184,9 @@ def _grouped(text: str) -> str:
 
 def _transposed(node: cst.BaseExpression) -> cst.BaseExpression:
     """``node.transpose(1, 2)``; two in a row cancel."""
-    swap = m.Call(
-        func=m.Attribute(attr=m.Name("transpose")),
-        args=[m.Arg(m.Integer("1")), m.Arg(m.Integer("2"))],
-    )
-    if m.matches(node, swap):
-        return node.func.value  # type: ignore[attr-defined]
+    if isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute) and node.func.attr.value == "transpose":
+        if [code(arg.value) for arg in node.args] == ["1", "2"]:
+            return node.func.value
     if not isinstance(node, cst.Name | cst.Attribute | cst.Call | cst.Subscript):
         node = node.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
     return make_call(cst.Attribute(node, cst.Name("transpose")), ["1", "2"])

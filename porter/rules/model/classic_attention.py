@@ -8,7 +8,6 @@ from collections import Counter
 from typing import Any
 
 import libcst as cst
-import libcst.matchers as m
 
 from porter.rules.engine import (
     SURFACE,
@@ -22,7 +21,7 @@ from porter.rules.engine import (
     to_ast,
     with_method,
 )
-from porter.rules.fold import NOT_NONE, UNKNOWN, Facts, dotted, fold, fold_function
+from porter.rules.fold import NOT_NONE, UNKNOWN, Facts, dotted, fold, fold_function, only
 from porter.rules.model.mixins import METHODS
 from porter.rules.model.processors import FoldProcessor
 from porter.source import Definition
@@ -175,7 +174,7 @@ class ClassicAttention(Rule):
         assert init is not None
         body = []
         for item in body_statements(init):
-            local = m.matches(item, m.SimpleStatementLine(body=[m.ImportFrom()]))
+            local = isinstance(only(item), cst.ImportFrom)
             if local:
                 for alias in item.body[0].names:
                     ctx.need("diffusers.models." + code(item.body[0].module), alias.name.value)
@@ -266,7 +265,7 @@ def _constant_attributes(init: cst.FunctionDef, facts: Facts) -> dict[str, Any]:
     counts = Counter(ast.unparse(n) for n in stored)
     found: dict[str, Any] = {}
     for item in body_statements(init):
-        if not m.matches(item, m.SimpleStatementLine(body=[m.Assign(targets=[m.AssignTarget(target=m.Attribute())])])):
+        if _assigned_attribute(item) is None:
             continue
         assign = item.body[0]
         name = dotted(assign.targets[0].target)
@@ -302,9 +301,9 @@ def _without_unread(init: cst.FunctionDef, kept: dict[str, Any], constants: dict
 
 def _assigned_attribute(item: cst.CSTNode) -> str | None:
     """``self.x`` of a statement ``self.x = …``."""
-    if m.matches(item, m.SimpleStatementLine(body=[m.Assign(targets=[m.AssignTarget(target=m.Attribute())])])):
-        return dotted(item.body[0].targets[0].target)  # type: ignore[attr-defined]
-    return None
+    node = only(item)
+    target = node.targets[0].target if isinstance(node, cst.Assign) and len(node.targets) == 1 else None
+    return dotted(target) if isinstance(target, cst.Attribute) else None
 
 
 def _doc(node: cst.ClassDef, text: str) -> cst.ClassDef:

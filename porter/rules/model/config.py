@@ -5,21 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import libcst as cst
-import libcst.matchers as m
 
 from porter.rules.engine import (
     SURFACE,
     Context,
     Rule,
     bare,
-    body_statements,
     code,
     method,
+    nodes,
     parameters,
     statements,
     with_method,
 )
-from porter.rules.fold import dotted
+from porter.rules.fold import dotted, only
 from porter.rules.model.mixins import MODEL_BASE
 
 DTYPE = """
@@ -51,8 +50,14 @@ def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
     for name, weight in weights:
         if name not in tensors:
             raise ValueError(f"{type(self).__name__} has no parameter or buffer {name!r}")
-        weight_loader = getattr(tensors[name], "weight_loader", default_weight_loader)
-        weight_loader(tensors[name], weight)
+        tensor = tensors[name]
+        if isinstance(tensor, nn.Parameter):
+            weight_loader = getattr(tensor, "weight_loader", default_weight_loader)
+            weight_loader(tensor, weight)
+        elif tensor.shape != weight.shape:
+            raise ValueError(f"{name}: the checkpoint has {tuple(weight.shape)}, the model {tuple(tensor.shape)}")
+        else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
+            tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
         loaded.add(name)
     return loaded
 """
@@ -123,8 +128,18 @@ class ExplicitConfig(Rule):
                     for name, weight in weights:
                         if name not in tensors:
                             raise ValueError(f"{type(self).__name__} has no parameter or buffer {name!r}")
-                        weight_loader = getattr(tensors[name], "weight_loader", default_weight_loader)
-                        weight_loader(tensors[name], weight)
+                        tensor = tensors[name]
+                        if isinstance(tensor, nn.Parameter):
+                            weight_loader = getattr(tensor, "weight_loader", default_weight_loader)
+                            weight_loader(tensor, weight)
+                        elif tensor.shape != weight.shape:
+                            raise ValueError(
+                                f"{name}: the checkpoint has {tuple(weight.shape)}, the model {tuple(tensor.shape)}"
+                            )
+                        else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
+                            tensor.data = weight.to(
+                                tensor.device, self.dtype if weight.is_floating_point() else weight.dtype
+                            )
                         loaded.add(name)
                     return loaded
             """,
@@ -160,6 +175,7 @@ class ExplicitConfig(Rule):
                 updated, new_init.with_changes(body=new_init.body.with_changes(body=body)), "__init__"
             )
         ctx.imports["torch"] = ("torch", None)
+        ctx.imports["nn"] = ("torch", "nn")
         ctx.need("collections.abc", "Iterable")
         ctx.need("vllm.model_executor.model_loader.weight_utils", "default_weight_loader")
         body = [*updated.body.body]
@@ -182,8 +198,8 @@ class ExplicitConfig(Rule):
 
 
 def _keeps_float32(node: cst.ClassDef) -> bool:
-    named = m.Assign(targets=[m.AssignTarget(target=m.Name("_keep_in_fp32_modules"))])
-    return any(m.matches(item, m.SimpleStatementLine(body=[named])) for item in node.body.body)
+    found = [only(item) for item in node.body.body]
+    return any(isinstance(a, cst.Assign) and dotted(a.targets[0].target) == "_keep_in_fp32_modules" for a in found)
 
 
 class RegisterToConfig(Rule):
@@ -276,18 +292,15 @@ class LayerwiseBlocks(Rule):
 
 def _block_lists(init: cst.FunctionDef) -> tuple[list[str], list[str]]:
     """Attributes that hold a ModuleList built by a comprehension, and the classes that fill them."""
-    lists, classes = [], []
-    for statement in body_statements(init):
-        for assign in m.findall(
-            statement, m.Assign(targets=[m.AssignTarget(target=m.Attribute(value=m.Name("self")))])
-        ):
-            value = assign.value  # type: ignore[attr-defined]
-            if not m.matches(value, m.Call(func=m.Attribute(attr=m.Name("ModuleList")) | m.Name("ModuleList"))):
-                continue
-            for comprehension in m.findall(value, m.ListComp() | m.GeneratorExp()):
-                element = comprehension.elt  # type: ignore[attr-defined]
-                if m.matches(element, m.Call(func=m.Name())):
-                    lists.append(assign.targets[0].target.attr.value)  # type: ignore[attr-defined]
-                    if element.func.value not in classes:
-                        classes.append(element.func.value)
-    return list(dict.fromkeys(lists)), classes
+    lists: list[str] = []
+    classes: list[str] = []
+    for assign in nodes(init.body, cst.Assign):
+        target = (dotted(assign.targets[0].target) or "").split(".")
+        is_list = isinstance(assign.value, cst.Call) and (dotted(assign.value.func) or "").endswith("ModuleList")
+        if not is_list or len(target) != 2 or target[0] != "self":
+            continue
+        for element in [c.elt for kind in (cst.ListComp, cst.GeneratorExp) for c in nodes(assign.value, kind)]:
+            if isinstance(element, cst.Call) and isinstance(element.func, cst.Name):
+                lists.append(target[1])
+                classes.append(element.func.value)
+    return list(dict.fromkeys(lists)), list(dict.fromkeys(classes))

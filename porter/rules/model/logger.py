@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import libcst as cst
-import libcst.matchers as m
 
 from porter.rules.engine import SURFACE, Context, Rule
+from porter.rules.fold import dotted, only
 
 
 class ReplaceLogger(Rule):
@@ -24,9 +24,11 @@ class ReplaceLogger(Rule):
     def leave_SimpleStatementLine(
         self, ctx: Context, original: cst.SimpleStatementLine, updated: cst.SimpleStatementLine
     ) -> cst.SimpleStatementLine:
-        pattern = m.Assign(value=m.Call(func=m.Attribute(value=m.Name("logging"), attr=m.Name("get_logger"))))
-        if not m.matches(updated, m.SimpleStatementLine(body=[pattern])):
+        node = only(updated)
+        if not isinstance(node, cst.Assign) or not isinstance(node.value, cst.Call):
+            return updated
+        if dotted(node.value.func) != "logging.get_logger":
             return updated
         ctx.need("vllm.logger", "init_logger")
-        assign = updated.body[0].with_changes(value=cst.parse_expression("init_logger(__name__)"))
+        assign = node.with_changes(value=cst.parse_expression("init_logger(__name__)"))
         return updated.with_changes(body=[assign], trailing_whitespace=cst.TrailingWhitespace())

@@ -6,11 +6,10 @@ import ast
 from typing import Any
 
 import libcst as cst
-import libcst.matchers as m
 
 from porter.facts.attention import CLASSIC, ProcessorPlan, constant_parameters, is_attention_module, processor_plan
-from porter.rules.engine import SURFACE, Context, Rule, arguments, code, make_call
-from porter.rules.fold import NOT_NONE, bindings, dotted
+from porter.rules.engine import SURFACE, Context, Rule, arguments, code, make_call, to_ast
+from porter.rules.fold import NOT_NONE, bindings, dotted, only
 from porter.rules.model.classic_attention import (
     DEFAULT_PROCESSOR,
     MODULE,
@@ -243,15 +242,16 @@ class AttentionSites(Rule):
 
 
 def _reads_processor(function: cst.FunctionDef) -> bool:
-    reads = m.findall(function.body, m.Name("processor"))
-    writes = m.findall(function.body, m.AssignTarget(target=m.Name("processor")))
-    return len(reads) > len(writes)
+    named = [n for n in ast.walk(to_ast(function.body)) if isinstance(n, ast.Name) and n.id == "processor"]
+    return any(isinstance(n.ctx, ast.Load) for n in named)
 
 
 class _WithoutProcessor(cst.CSTTransformer):
     def leave_SimpleStatementLine(self, original: cst.SimpleStatementLine, updated: cst.SimpleStatementLine) -> Any:
-        assigns = m.Assign(targets=[m.AssignTarget(target=m.Name("processor"))], value=m.Call())
-        return cst.RemoveFromParent() if m.matches(updated, m.SimpleStatementLine(body=[assigns])) else updated
+        node = only(updated)
+        if isinstance(node, cst.Assign) and dotted(node.targets[0].target) == "processor":
+            return cst.RemoveFromParent() if isinstance(node.value, cst.Call) else updated
+        return updated
 
 
 def _resolves_to_classic(ctx: Context, name: str) -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import libcst as cst
-import libcst.matchers as m
 
 from porter.rules.engine import SURFACE, Context, Rule, names_in, parameters
-from porter.rules.fold import dotted
+from porter.rules.fold import dotted, only
 
 
 class DropArguments(Rule):
@@ -86,7 +85,7 @@ class DropArguments(Rule):
 
     def leave_If(self, ctx: Context, original: cst.If, updated: cst.If) -> Any:
         # A check of a dropped argument that folding could not decide: `if not all(… for k in <dropped>): raise …`
-        raises = m.matches(updated.body, m.IndentedBlock(body=[m.SimpleStatementLine(body=[m.Raise()])]))
+        raises = len(updated.body.body) == 1 and isinstance(only(updated.body.body[0]), cst.Raise)
         if raises and updated.orelse is None and set(names_in(updated.test)) & set(self.dropped):
             return cst.RemoveFromParent()
         return updated

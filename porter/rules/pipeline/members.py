@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import libcst as cst
-import libcst.matchers as m
 
 from porter.rules.engine import SURFACE, Context, Rule, expression
-from porter.rules.fold import dotted, flatten
+from porter.rules.fold import dotted, flatten, only
 
 HOOKS = ("maybe_free_model_hooks", "remove_all_hooks", "enable_model_cpu_offload", "maybe_adjust_dtype")
 MEMBERS = {"self._execution_device": "self.device", "self.dtype": "self.od_config.dtype"}
@@ -35,12 +34,12 @@ class PipelineMembers(Rule):
     def leave_SimpleStatementLine(
         self, ctx: Context, original: cst.SimpleStatementLine, updated: cst.SimpleStatementLine
     ) -> Any:
-        call = m.Call(func=m.Attribute(value=m.Name("self"), attr=m.OneOf(*(m.Name(h) for h in HOOKS))))
-        if m.matches(updated, m.SimpleStatementLine(body=[m.Expr(value=call)])):
-            return cst.RemoveFromParent()
-        if m.matches(updated, m.SimpleStatementLine(body=[m.Expr(value=m.Call(func=m.Attribute(value=m.Name("xm"))))])):
-            return cst.RemoveFromParent()
-        return updated
+        node = only(updated)
+        if not isinstance(node, cst.Expr) or not isinstance(node.value, cst.Call):
+            return updated
+        owner, _, name = (dotted(node.value.func) or "").rpartition(".")
+        is_hook = owner == "xm" or (owner == "self" and name in HOOKS)
+        return cst.RemoveFromParent() if is_hook else updated
 
 
 class CacheContext(Rule):
@@ -55,8 +54,9 @@ class CacheContext(Rule):
     INVALID = (('with self.transformer.cache_context("cond"):\n    x = f(y)\n', "x = f(y)\n"),)
 
     def leave_With(self, ctx: Context, original: cst.With, updated: cst.With) -> Any:
-        context = m.WithItem(item=m.Call(func=m.Attribute(attr=m.Name("cache_context"))))
-        if len(updated.items) == 1 and m.matches(updated.items[0], context):
+        context = updated.items[0].item
+        function = dotted(context.func) if isinstance(context, cst.Call) else None
+        if len(updated.items) == 1 and function and function.endswith(".cache_context"):
             return flatten(updated.body, updated.leading_lines)
         return updated
 

@@ -7,11 +7,10 @@ import re
 from typing import Any
 
 import libcst as cst
-import libcst.matchers as m
 
 from porter.facts.pipeline import PipelineFacts
 from porter.rules.build import absolute_imports
-from porter.rules.engine import Context, Rule, bare, code, statements, walk
+from porter.rules.engine import Context, Rule, bare, code, names_in, statements, walk
 from porter.rules.fold import UNKNOWN, Facts, dotted, fold_function
 from porter.rules.model.config import RegisterToConfig
 from porter.rules.model.logger import ReplaceLogger
@@ -142,7 +141,7 @@ def _pipeline_facts(ctx: Context, facts: PipelineFacts) -> Facts:
 
     def is_instance(call: cst.Call) -> Any:
         if len(call.args) == 2 and dotted(call.args[0].value) == "self":
-            names = [code(n) for n in m.findall(call.args[1].value, m.Name())]
+            names = names_in(call.args[1].value)
             if names and all(is_mixin(ctx, n) for n in names):
                 return False
         return UNKNOWN

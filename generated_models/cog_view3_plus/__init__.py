@@ -1,0 +1,1 @@
+"""Ported pipelines of the cog_view3_plus family."""

@@ -1,0 +1,1 @@
+"""Ported pipelines of the cog_view4 family."""

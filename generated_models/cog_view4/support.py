@@ -1,0 +1,175 @@
+"""Requests and components of the pipelines in this folder."""
+
+import importlib
+import inspect
+import os
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import FrozenDict
+
+from porter.runtime.diffusion.data import OmniDiffusionConfig
+from porter.runtime.diffusion.model_loader.diffusers_loader import DiffusersPipelineLoader
+from porter.runtime.diffusion.request import OmniDiffusionRequest
+from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
+from porter.runtime.inputs.data import OmniDiffusionSamplingParams
+from porter.runtime.transformers_utils.config import get_hf_file_to_dict
+
+# Keys of a prompt dict that belong to the engine, not to the pipeline.
+ENGINE_KEYS = ("multi_modal_data", "mm_processor_kwargs", "modalities", "additional_information", "task_type")
+
+
+def request_arguments(req: DiffusionRequestBatch, pipeline: Any) -> dict[str, Any]:
+    """The arguments that a request gives to a pipeline class, by the parameter names of diffusers.
+
+    A parameter is looked up under its own name in the prompt, its multi-modal data, the extra arguments and the
+    sampling parameters. In the sampling parameters a field that still has its default counts as not given.
+
+    Raises:
+        ValueError: the request names something that the pipeline does not take.
+    """
+    if len(req.prompts) != 1:
+        raise ValueError(f"This pipeline takes one request at a time, got {len(req.prompts)}.")
+    signature = inspect.signature(pipeline.forward).parameters
+    names = [name for name in signature if name not in ("self", "req")]
+    is_open = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.values())
+    prompt, sampling = req.prompts[0], req.sampling_params
+    fields = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
+    given = {name: value for name in names if (value := _sampling_value(sampling, name)) is not None}
+    for source in (sampling.extra_args, fields.get("multi_modal_data") or {}, fields):
+        for name, value in source.items():
+            if source is fields and name in ENGINE_KEYS:
+                continue
+            if name in names or is_open:
+                given[name] = value
+            elif name in pipeline.dropped_arguments:
+                raise ValueError(f"{name!r} is an argument of diffusers that this port does not have.")
+            elif value is not None and not (name == "prompt" and req.is_dummy_run()):
+                raise ValueError(f"Unknown argument {name!r}. This pipeline takes: {', '.join(names)}.")
+    return given
+
+
+def with_preprocessed(request: OmniDiffusionRequest, **values: Any) -> OmniDiffusionRequest:
+    """The request with the results of its pre-processing hook, for :func:`preprocessed_inputs`."""
+    prompt = {"prompt": request.prompt} if isinstance(request.prompt, str) else dict(request.prompt)
+    held = dict(prompt.get("additional_information") or {})
+    prompt["additional_information"] = {**held, "preprocessed": values}
+    request.prompt = prompt
+    return request
+
+
+def preprocessed_inputs(req: DiffusionRequestBatch) -> dict[str, Any]:
+    """What the pre-processing hook left with the request.
+
+    Raises:
+        ValueError: the hook did not run; it is the engine's part to call it.
+    """
+    prompt = req.prompts[0]
+    held = (prompt.get("additional_information") or {}) if not isinstance(prompt, str) else {}
+    if "preprocessed" not in held:
+        raise ValueError("The request was not pre-processed: apply the model's pre_process_func first.")
+    return held["preprocessed"]
+
+
+def _sampling_value(sampling: OmniDiffusionSamplingParams, name: str) -> Any:
+    if name.startswith("num_") and name.endswith("_per_prompt"):
+        name = "num_outputs_per_prompt"
+    if not getattr(sampling, f"{name}_provided", True):
+        return None
+    value = getattr(sampling, name, None)
+    field = type(sampling).__dataclass_fields__.get(name)
+    is_default = field is not None and not isinstance(value, torch.Tensor) and value == field.default
+    return None if is_default else value
+
+
+def requested_output_type(sampling: OmniDiffusionSamplingParams | None, default: str) -> str:
+    """The output type that a request asks for, wherever it says so."""
+    if sampling is None:
+        return default
+    return sampling.extra_args.get("output_type") or sampling.output_type or default
+
+
+def model_index_value(od_config: OmniDiffusionConfig, name: str, default: Any = None) -> Any:
+    """A setting of the pipeline as its checkpoint registers it in ``model_index.json``."""
+    index = get_hf_file_to_dict("model_index.json", od_config.model, od_config.revision) or {}
+    return index.get(name, default)
+
+
+def refuse_parallelism(od_config: OmniDiffusionConfig, pipeline: str) -> None:
+    """Refuse to run distributed in ways that the port was not verified for.
+
+    Raises:
+        ValueError: a parallel size above one; without a plan the engine would shard what the model does not expect.
+    """
+    for size in ("tensor_parallel_size", "sequence_parallel_size", "cfg_parallel_size"):
+        value = getattr(od_config.parallel_config, size, 1) or 1
+        if value > 1:
+            raise ValueError(f"{pipeline} was not verified for {size}={value}; run it with {size}=1.")
+
+
+def component_spec(od_config: OmniDiffusionConfig, name: str) -> tuple[str, str] | None:
+    """(library, class name) of a component in ``model_index.json``; None if the checkpoint has none."""
+    index = get_hf_file_to_dict("model_index.json", od_config.model, od_config.revision) or {}
+    spec = index.get(name)
+    return (spec[0], spec[1]) if spec and spec[0] is not None and spec[1] is not None else None
+
+
+def load_component(od_config: OmniDiffusionConfig, name: str, *classes: type) -> Any:
+    """Load a component from its folder, as the class that ``model_index.json`` names.
+
+    Args:
+        name: the component, and the folder it lies in.
+        classes: classes known to the port; the one with the named class's name is preferred over the library's.
+    """
+    spec = component_spec(od_config, name)
+    if spec is None:
+        return None
+    library, class_name = spec
+    component = next((c for c in classes if getattr(c, "__name__", None) == class_name), None)
+    if component is None:
+        module = library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
+        component = getattr(importlib.import_module(module), class_name)
+    arguments: dict[str, Any] = {"subfolder": name, "local_files_only": os.path.isdir(od_config.model)}
+    if od_config.revision and not arguments["local_files_only"]:
+        arguments["revision"] = od_config.revision
+    if not issubclass(component, torch.nn.Module):
+        return component.from_pretrained(od_config.model, **arguments)
+    dtype = "torch_dtype" if component.__module__.startswith("diffusers") else "dtype"
+    return component.from_pretrained(od_config.model, **{dtype: od_config.dtype}, **arguments).to(od_config_device())
+
+
+def od_config_device() -> torch.device:
+    """The device that components are placed on."""
+    from porter.runtime.diffusion.distributed.utils import get_local_device
+
+    return get_local_device()
+
+
+def component_config(od_config: OmniDiffusionConfig, name: str, component: type) -> FrozenDict:
+    """The config of a component without its weights: defaults of its class, then its ``config.json``."""
+    signature = inspect.signature(component.__init__).parameters.values()
+    defaults = {p.name: p.default for p in signature if p.default is not inspect.Parameter.empty}
+    held = get_hf_file_to_dict(f"{name}/config.json", od_config.model, od_config.revision) or {}
+    return FrozenDict({**defaults, **held})
+
+
+def build_component(od_config: OmniDiffusionConfig, name: str, *classes: type) -> Any:
+    """Build a ported model from its config, to be filled through ``weights_sources``; None if there is none."""
+    spec = component_spec(od_config, name)
+    if spec is None:
+        return None
+    component = next((c for c in classes if c.__name__ == spec[1]), classes[0])
+    held = get_hf_file_to_dict(f"{name}/config.json", od_config.model, od_config.revision) or {}
+    accepted = inspect.signature(component.__init__).parameters
+    return component(od_config=od_config, **{k: v for k, v in held.items() if k in accepted})
+
+
+def weights_source(od_config: OmniDiffusionConfig, name: str) -> DiffusersPipelineLoader.ComponentSource:
+    """Where the weights of a ported component come from."""
+    return DiffusersPipelineLoader.ComponentSource(
+        model_or_path=od_config.model,
+        subfolder=name,
+        revision=od_config.revision,
+        prefix=f"{name}.",
+        fall_back_to_pt=True,
+    )

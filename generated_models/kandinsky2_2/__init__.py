@@ -1,0 +1,1 @@
+"""Ported pipelines of the kandinsky2_2 family."""

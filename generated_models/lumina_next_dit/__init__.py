@@ -1,0 +1,1 @@
+"""Ported pipelines of the lumina_next_dit family."""
