@@ -266,6 +266,11 @@ def test_fold_keeps_what_binds_and_what_is_compared(name):
     assert folded(before).strip() == after
 
 
+@pytest.mark.xfail(strict=True, reason="in_place_of drops the parentheses that let a chain of calls span lines")
+def test_a_chain_over_several_lines_keeps_its_parentheses():
+    ast.parse(folded("x = (\n    a.b()\n    .c()\n    if yes\n    else d\n)\n"))
+
+
 def test_a_star_parameter_is_no_local_constant():
     text = "def f(none, *args):\n    if args is None:\n        return 1\n    args = none\n    return args\n"
     assert folded_function(text) == text
@@ -324,7 +329,7 @@ def outcome(function: Any, *args: Any, **kwargs: Any) -> Any:
     """What a call gives, told apart by type too; None if it raises."""
     try:
         return repr(function(*args, **kwargs))
-    except (TypeError, UnboundLocalError):
+    except (TypeError, NameError):
         return None
 
 

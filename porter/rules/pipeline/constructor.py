@@ -9,7 +9,7 @@ from typing import Any
 import libcst as cst
 
 from porter.facts.pipeline import Component, PipelineFacts
-from porter.rules.engine import SURFACE, Context, Rule, bare, body_statements, nodes, rename, statements
+from porter.rules.engine import SURFACE, Context, Rule, bare, body_statements, names_in, rename, statements
 from porter.source import Definition
 
 
@@ -203,4 +203,4 @@ def _qualify(block: Any, name: str) -> Any:
 
 
 def _reads(block: Any, name: str) -> bool:
-    return any(node.value == name for node in nodes(block, cst.Name))
+    return name in names_in(block)

@@ -197,7 +197,7 @@ def _is_post_process(assign: cst.Assign) -> bool:
 def _skipped_when(forward: cst.FunctionDef, assign: cst.Assign) -> str | None:
     """The test on ``output_type`` that decides against a processing call, if one does."""
     for node in nodes(forward.body, cst.If):
-        if names_in(node.test) != ["output_type"]:
+        if "output_type" not in code(node.test) or names_in(node.test) != ["output_type"]:
             continue
         test = code(node.test)
         if any(other is assign for other in nodes(node.body, cst.Assign)):
