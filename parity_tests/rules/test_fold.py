@@ -266,7 +266,6 @@ def test_fold_keeps_what_binds_and_what_is_compared(name):
     assert folded(before).strip() == after
 
 
-@pytest.mark.xfail(strict=True, reason="in_place_of drops the parentheses that let a chain of calls span lines")
 def test_a_chain_over_several_lines_keeps_its_parentheses():
     ast.parse(folded("x = (\n    a.b()\n    .c()\n    if yes\n    else d\n)\n"))
 

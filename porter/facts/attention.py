@@ -169,8 +169,12 @@ def describe_site(node: ast.Call, owners: tuple[str, ...] = ("attn", "self")) ->
     """What one call of the dispatcher (or of PyTorch's SDPA) asks for."""
     keywords = {k.arg: k.value for k in node.keywords if k.arg}
     site = Site(node.lineno, True, grouped="enable_gqa" in keywords)
-    if len(node.args) < 3:
+    if len(node.args) < 3 or any(isinstance(a, ast.Starred) for a in node.args):
         return Site(node.lineno, False, "query, key and value are not given by position")
+    if len(node.args) > 4 or any(k.arg is None for k in node.keywords):
+        return Site(node.lineno, False, "arguments behind the mask are given by position or as **")
+    if not _no_dropout(keywords.get("dropout_p")):
+        return Site(node.lineno, False, "applies dropout")
     causal = keywords.get("is_causal")
     if causal is not None:
         if isinstance(causal, ast.Constant):
@@ -186,6 +190,13 @@ def describe_site(node: ast.Call, owners: tuple[str, ...] = ("attn", "self")) ->
             return Site(node.lineno, False, "the softmax scale is computed at run time")
         site.scale = ast.unparse(keywords["scale"])
     return site
+
+
+def _no_dropout(node: ast.expr | None) -> bool:
+    """No dropout at inference: absent, zero, or ``p if self.training else 0.0``."""
+    if node is None or (isinstance(node, ast.IfExp) and "training" in ast.unparse(node.test)):
+        return True
+    return isinstance(node, ast.Constant) and not node.value
 
 
 def _belongs_to(node: ast.expr, owners: tuple[str, ...]) -> bool:

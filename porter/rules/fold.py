@@ -144,8 +144,8 @@ class Facts:
 
 def in_place_of(outer: Any, inner: Any) -> Any:
     """``inner`` standing where ``outer`` stood, with the parentheses that bound it."""
-    if isinstance(inner, cst.Name | cst.Attribute | cst.Call | cst.Subscript | cst.Integer | cst.SimpleString):
-        return inner  # binds tighter than anything around it
+    if isinstance(inner, cst.Name | cst.Integer | cst.SimpleString):
+        return inner  # binds tighter than anything around it, and stands on one line
     return inner.with_changes(lpar=[*outer.lpar, *inner.lpar], rpar=[*inner.rpar, *outer.rpar])
 
 

@@ -86,7 +86,9 @@ class DropArguments(Rule):
     def leave_If(self, ctx: Context, original: cst.If, updated: cst.If) -> Any:
         # A check of a dropped argument that folding could not decide: `if not all(… for k in <dropped>): raise …`
         raises = len(updated.body.body) == 1 and isinstance(only(updated.body.body[0]), cst.Raise)
-        if raises and updated.orelse is None and set(names_in(updated.test)) & set(self.dropped):
+        mentioned = set(names_in(updated.test))
+        others = mentioned & {name for names in self.signatures.values() for name in names} - set(self.dropped)
+        if raises and updated.orelse is None and mentioned & set(self.dropped) and not others:
             return cst.RemoveFromParent()
         return updated
 
