@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,9 @@ class Converter:
     """Converts pipelines of one source tree for one target; shared model files are built once."""
 
     def __init__(self, tree: SourceTree, target: Target) -> None:
+        # Trees of libcst are many small objects that die by reference count; looking for cycles among them is a
+        # tenth of the time.
+        gc.set_threshold(500_000, 20, 100)
         self.tree, self.target = tree, target
         self._models: dict[str, tuple[str, PortedFile]] = {}
         self._families: dict[str, list[str]] = {}

@@ -277,10 +277,14 @@ def bindings(body: cst.BaseSuite) -> Bindings:
     return found
 
 
+# Calls that are common and known in one form only: the text that tells that form.
+TELLTALE = {"isinstance": "isinstance(self", "hasattr": "scaled_dot_product_attention"}
+
+
 def mentions(node: cst.CSTNode, facts: Facts) -> bool:
     """Whether ``node`` names anything that the facts speak about; most functions do not, and need no folding."""
     text = cst.Module([]).code_for_node(node)
-    return any(name in text for name in (*facts.values, *facts.calls))
+    return any(name in text for name in (*facts.values, *(TELLTALE.get(name, name) for name in facts.calls)))
 
 
 def fold(node: Any, facts: Facts) -> Any:
