@@ -57,7 +57,6 @@ class PipelineFacts:
     settings: dict[str, str | None]
     parameters: list[CallParameter]
     dropped: list[str]
-    offload_order: list[str]
     kept: dict[str, str]
 
     @property
@@ -107,9 +106,7 @@ def pipeline_facts(tree: SourceTree, definition: Definition) -> PipelineFacts:
         for a, d in (_parameters(call) if call else [])
     ]
     dropped = [p.name for p in params if p.name in (*CALLBACKS, *IP_ADAPTER, "return_dict")]
-    order = _string(node, "model_cpu_offload_seq")
-    steps = order.split("->") if order else []
-    return PipelineFacts(definition, components, settings, params, dropped, steps, kept)
+    return PipelineFacts(definition, components, settings, params, dropped, kept)
 
 
 def _swaps_processors(definition: Definition, component: str) -> bool:
@@ -165,14 +162,3 @@ def _string_list(node: ast.ClassDef, name: str) -> list[str]:
         if isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) == name:
             return [str(e.value) for e in getattr(item.value, "elts", []) if isinstance(e, ast.Constant)]
     return []
-
-
-def _string(node: ast.ClassDef, name: str) -> str | None:
-    for item in node.body:
-        if (
-            isinstance(item, ast.Assign)
-            and ast.unparse(item.targets[0]) == name
-            and isinstance(item.value, ast.Constant)
-        ):
-            return str(item.value.value)
-    return None

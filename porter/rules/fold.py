@@ -149,11 +149,6 @@ def in_place_of(outer: Any, inner: Any) -> Any:
     return inner.with_changes(lpar=[*outer.lpar, *inner.lpar], rpar=[*inner.rpar, *outer.rpar])
 
 
-def literal(value: Any) -> cst.BaseExpression:
-    """A constant as a node."""
-    return cst.parse_expression(repr(value))
-
-
 def fold_if(facts: Facts, node: cst.If, is_elif: bool) -> cst.CSTNode | cst.FlattenSentinel | cst.RemovalSentinel:
     """An ``if`` (its parts already folded) with the branch that cannot run removed."""
     truth = facts.truth(node.test)

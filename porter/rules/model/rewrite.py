@@ -73,7 +73,7 @@ class ModelRewriter:
             elif plan is not None:
                 ctx.report(definition.first_line, f"{source.name} keeps its processors: {plan.reason}")
                 served = _served_layers(ctx, definition)
-                node = _with_layers(node, served, measured, definition, ctx)
+                node = _append_to_init(node, served.construct(ctx)) if measured else node
         elif init is not None:
             measured = sizes(init)
         call = method(node, "__call__")
@@ -180,12 +180,6 @@ def _served_layers(ctx: Context, definition: Definition) -> AttentionLayer:
     for processor in _processors_in(definition):
         walk(cst.parse_module(ast.unparse(processor)), [layer], quiet)
     return layer
-
-
-def _with_layers(
-    node: cst.ClassDef, layer: AttentionLayer, measured: Sizes | None, definition: Definition, ctx: Context
-) -> cst.ClassDef:
-    return _append_to_init(node, layer.construct(ctx)) if measured else node
 
 
 def _owner_sizes(ctx: Context, definition: Definition) -> Sizes | None:
