@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import libcst as cst
-
 import porter
 from porter.rules.build import PortedFile
+from porter.rules.trees import code
 from porter.source import SourceTree
 from porter.targets import Target
 
@@ -32,9 +31,8 @@ def render(file: PortedFile, tree: SourceTree, target: Target) -> str:
         parts.append("from __future__ import annotations\n\n")
     parts += [f"{line}\n" for line in import_lines(file, target)]
     parts.append("\n\n")
-    empty = cst.Module([])
     for node in file.nodes:
-        parts.append(empty.code_for_node(node).strip("\n") + "\n\n\n")
+        parts.append(code(node) + "\n\n\n")
     return "".join(parts).rstrip("\n") + "\n"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import libcst as cst
 
 from porter.facts.attention import uses_attention
-from porter.rules.engine import Context, Residue, names_in, rename
+from porter.rules.engine import Context, Residue, code, names_in, rename, visit
 from porter.rules.fold import UNKNOWN, Facts, fold
 from porter.source import Definition, SourceModule, SourceTree
 from porter.targets import Symbols
@@ -248,9 +248,15 @@ def _renamed(node: Any, name: str) -> Any:
     return node.with_changes(name=cst.Name(name)) if hasattr(node, "name") else node
 
 
+def parsed(definition: Definition) -> Any:
+    """The tree of a definition, with absolute imports."""
+    node = definition.parse()
+    return visit(node, AbsoluteImports(definition.module)) if "from ." in definition.code else node
+
+
 def absolute_imports(node: Any, module: SourceModule) -> Any:
     """``node`` with the relative imports inside its functions made absolute."""
-    return node.visit(AbsoluteImports(module)) if "from ." in cst.Module([]).code_for_node(node) else node
+    return visit(node, AbsoluteImports(module)) if "from ." in code(node) else node
 
 
 class AbsoluteImports(cst.CSTTransformer):

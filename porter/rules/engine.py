@@ -6,17 +6,23 @@ A rule is a class with a docstring (what it does and why), a safety class, examp
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import libcst as cst
 
 from porter.rules.fold import Facts
-from porter.source import Definition, SourceModule, SourceTree
 
-Node = TypeVar("Node", bound=cst.CSTNode)
+# Rules find their tools here, whichever file holds them.
+from porter.rules.trees import code as code
+from porter.rules.trees import identifiers as identifiers
+from porter.rules.trees import names_in as names_in
+from porter.rules.trees import nodes as nodes
+from porter.rules.trees import rename as rename
+from porter.rules.trees import to_ast as to_ast
+from porter.rules.trees import visit as visit
+from porter.source import Definition, SourceModule, SourceTree
 
 SURFACE = "surface"
 SAME = "same arithmetic"
@@ -125,8 +131,8 @@ class SharedWalk(cst.CSTTransformer):
 
     def on_visit(self, node: cst.CSTNode) -> bool:
         descend = True
-        for _, visit in self._visit.get(type(node).__name__, ()):
-            descend &= visit(self.ctx, node) is not False
+        for _, enter in self._visit.get(type(node).__name__, ()):
+            descend &= enter(self.ctx, node) is not False
         return descend
 
     def on_leave(self, original_node: cst.CSTNode, updated_node: Any) -> Any:
@@ -143,35 +149,7 @@ class SharedWalk(cst.CSTTransformer):
 
 def walk(node: Any, rules: Sequence[Rule], ctx: Context) -> Any:
     """``node`` rewritten by ``rules`` in one walk."""
-    return node.visit(SharedWalk(rules, ctx))
-
-
-def names_in(node: cst.CSTNode) -> list[str]:
-    """Names read or bound anywhere in ``node`` (attributes and keyword names left out), in source order."""
-    found = [n for n in ast.walk(to_ast(node)) if isinstance(n, ast.Name)]
-    return list(dict.fromkeys(n.id for n in sorted(found, key=lambda n: (n.lineno, n.col_offset))))
-
-
-def nodes(root: cst.CSTNode, kind: type[Node]) -> Iterator[Node]:
-    """All nodes of one type below ``root``, in source order."""
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, kind):
-            yield node
-        stack.extend(reversed(node.children))
-
-
-def to_ast(node: cst.CSTNode) -> ast.Module:
-    """The standard library's tree of a node: ten times faster to walk than libcst's, for questions that only read."""
-    if isinstance(node, cst.BaseSuite):
-        node = cst.FunctionDef(name=cst.Name("_"), params=cst.Parameters(), body=node)
-    return ast.parse(cst.Module([]).code_for_node(node).strip())
-
-
-def code(node: cst.CSTNode) -> str:
-    """Source text of a node, stripped."""
-    return cst.Module([]).code_for_node(node).strip()
+    return visit(node, SharedWalk(rules, ctx))
 
 
 def bare(node: Any) -> str:
@@ -257,23 +235,3 @@ def make_call(function: str | cst.BaseExpression, args: Sequence[str | cst.Arg])
         else:
             built.append(cst.parse_expression(f"f({arg})").args[0])  # type: ignore[attr-defined]
     return cst.Call(func=func, args=built)
-
-
-class _Rename(cst.CSTTransformer):
-    """Puts an expression in the place of a variable (attribute names and keywords are left)."""
-
-    def __init__(self, old: str, new: str) -> None:
-        self.old, self.new = old, cst.parse_expression(new)
-
-    def leave_Attribute(self, original: cst.Attribute, updated: cst.Attribute) -> cst.Attribute:
-        return updated.with_changes(attr=original.attr)
-
-    def leave_Arg(self, original: cst.Arg, updated: cst.Arg) -> cst.Arg:
-        return updated.with_changes(keyword=original.keyword)
-
-    def leave_Name(self, original: cst.Name, updated: cst.Name) -> cst.BaseExpression:
-        return self.new.deep_clone() if updated.value == self.old else updated
-
-
-def rename(node: Any, old: str, new: str) -> Any:
-    return node if old == new else node.visit(_Rename(old, new))

@@ -10,9 +10,12 @@ import ast
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import libcst as cst
+
+from porter.rules.trees import code, identifiers, nodes, visit
 
 
 class _Special:
@@ -225,7 +228,8 @@ class Folder(cst.CSTTransformer):
         body = list(cut_unreachable(updated_node.body))
         if not body:
             body = [cst.SimpleStatementLine(body=[cst.Pass()])]
-        return updated_node.with_changes(body=body)
+        same = len(body) == len(updated_node.body) and all(a is b for a, b in zip(body, updated_node.body))
+        return updated_node if same else updated_node.with_changes(body=body)
 
     def leave_Else(self, original_node: cst.Else, updated_node: cst.Else) -> Any:
         emptied = _is_pass(updated_node.body) and not _is_pass(original_node.body)
@@ -242,33 +246,44 @@ def cut_unreachable(body: Any) -> Any:
 
 @dataclass
 class Bindings:
-    """How often each plain name is bound, and what single-target assignments assign to it last."""
+    """How often each name or attribute is bound, and what single-target assignments assign to a name last."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    values: dict[str, ast.expr] = field(default_factory=dict)
+    values: dict[str, cst.BaseExpression] = field(default_factory=dict)
+
+    def add(self, target: cst.CSTNode) -> None:
+        """Count what an assignment to ``target`` binds."""
+        if isinstance(target, cst.Tuple | cst.List):
+            for element in target.elements:
+                self.add(element.value)
+        elif isinstance(target, cst.Name | cst.Attribute):
+            name = dotted(target) or code(target)
+            self.counts[name] = self.counts.get(name, 0) + 1
 
 
+BINDING = (
+    *(cst.Assign, cst.AnnAssign, cst.AugAssign, cst.NamedExpr, cst.For, cst.CompFor),
+    *(cst.AsName, cst.Param, cst.ImportAlias),
+)
+
+
+@lru_cache(maxsize=256)
 def bindings(body: cst.BaseSuite) -> Bindings:
-    """The names that a block binds: assignments, loops, ``with``, imports, parameters of inner functions."""
+    """What a block binds: by assignments, loops, ``with``, imports, parameters of inner functions."""
     found = Bindings()
-    wrapped = cst.FunctionDef(name=cst.Name("_"), params=cst.Parameters(), body=body)
-    outer = ast.parse(cst.Module([]).code_for_node(wrapped)).body[0]
-    for node in ast.walk(outer):
-        names: list[str] = []
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names = [node.id]
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            names = [ast.unparse(node)]
-        elif isinstance(node, ast.arg):
-            names = [node.arg]
-        elif isinstance(node, ast.alias):
-            names = [node.asname or node.name.split(".")[0]]
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            names = [node.name]
-        for name in names:
-            found.counts[name] = found.counts.get(name, 0) + 1
-        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            found.values[node.targets[0].id] = node.value
+    for node in nodes(body, BINDING):
+        if isinstance(node, cst.Assign):
+            for item in node.targets:
+                found.add(item.target)
+            if len(node.targets) == 1 and isinstance(node.targets[0].target, cst.Name):
+                found.values[node.targets[0].target.value] = node.value
+        elif isinstance(node, cst.AsName | cst.Param):
+            found.add(node.name)
+        elif isinstance(node, cst.ImportAlias):
+            if node.asname is None:
+                found.add(cst.Name(code(node.name).split(".")[0]))
+        else:
+            found.add(node.target)
     return found
 
 
@@ -278,13 +293,16 @@ TELLTALE = {"isinstance": "isinstance(self", "hasattr": "scaled_dot_product_atte
 
 def mentions(node: cst.CSTNode, facts: Facts) -> bool:
     """Whether ``node`` names anything that the facts speak about; most functions do not, and need no folding."""
-    text = cst.Module([]).code_for_node(node)
-    return any(name in text for name in (*facts.values, *(TELLTALE.get(name, name) for name in facts.calls)))
+    there = identifiers(node)
+    if any(name.rpartition(".")[2] in there for name in facts.values):
+        return True
+    called = [name for name in facts.calls if name.rpartition(".")[2] in there]
+    return any(name not in TELLTALE or TELLTALE[name] in code(node) for name in called)
 
 
 def fold(node: Any, facts: Facts) -> Any:
     """``node`` folded by ``facts``."""
-    return node.visit(Folder(facts))
+    return visit(node, Folder(facts))
 
 
 def fold_function(function: Any, facts: Facts) -> Any:
@@ -299,7 +317,7 @@ def fold_function(function: Any, facts: Facts) -> Any:
         name: value
         for name, node in local.values.items()
         if local.counts[name] == 1 and name not in params
-        for value in [usable.value(cst.parse_expression(ast.unparse(node)))]
+        for value in [usable.value(node)]
         if value is None or isinstance(value, bool)
     }
     return fold(function, usable.merged(constants)) if constants else function

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections import Counter
 from typing import Any
 
 import libcst as cst
@@ -18,10 +17,10 @@ from porter.rules.engine import (
     method,
     names_in,
     parameters,
-    to_ast,
+    visit,
     with_method,
 )
-from porter.rules.fold import NOT_NONE, UNKNOWN, Facts, dotted, fold, fold_function, only
+from porter.rules.fold import NOT_NONE, UNKNOWN, Facts, bindings, dotted, fold, fold_function, only
 from porter.rules.model.mixins import METHODS
 from porter.rules.model.processors import FoldProcessor
 from porter.source import Definition
@@ -188,7 +187,7 @@ class ClassicAttention(Rule):
             if found.values == facts.values:
                 break
             facts = found
-        substituted: Any = init.visit(_Substitute(constants))
+        substituted: Any = visit(init, _Substitute(constants))
         init = substituted
         assert init is not None
         params = [
@@ -242,16 +241,16 @@ class _Substitute(cst.CSTTransformer):
         return False
 
     def leave_Attribute(self, original: cst.Attribute, updated: cst.Attribute) -> cst.Attribute:
-        return updated.with_changes(attr=original.attr)
+        return updated if updated.attr is original.attr else updated.with_changes(attr=original.attr)
 
     def leave_Arg(self, original: cst.Arg, updated: cst.Arg) -> cst.Arg:
-        return updated.with_changes(keyword=original.keyword)
+        return updated if updated.keyword is original.keyword else updated.with_changes(keyword=original.keyword)
 
     def leave_AssignTarget(self, original: cst.AssignTarget, updated: cst.AssignTarget) -> cst.AssignTarget:
         return original
 
     def leave_FunctionDef(self, original: cst.FunctionDef, updated: cst.FunctionDef) -> cst.FunctionDef:
-        return updated.with_changes(name=original.name)
+        return updated if updated.name is original.name else updated.with_changes(name=original.name)
 
     def leave_Name(self, original: cst.Name, updated: cst.Name) -> cst.BaseExpression:
         if updated.value in self.constants:
@@ -261,8 +260,7 @@ class _Substitute(cst.CSTTransformer):
 
 def _constant_attributes(init: cst.FunctionDef, facts: Facts) -> dict[str, Any]:
     """``self.x`` that the constructor sets once, unconditionally, to a constant or to something that is not None."""
-    stored = [n for n in ast.walk(to_ast(init)) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)]
-    counts = Counter(ast.unparse(n) for n in stored)
+    counts = bindings(init.body).counts
     found: dict[str, Any] = {}
     for item in body_statements(init):
         if _assigned_attribute(item) is None:

@@ -12,6 +12,7 @@ from porter.rules.engine import (
     Rule,
     bare,
     code,
+    identifiers,
     method,
     nodes,
     parameters,
@@ -276,7 +277,7 @@ class LayerwiseBlocks(Rule):
             return updated
         init = method(original, "__init__")
         lists, classes = _block_lists(init) if init else ([], [])
-        present = code(updated.body.with_changes(body=[i for i in updated.body.body if not hasattr(i, "params")]))
+        present = {name for item in updated.body.body if not hasattr(item, "params") for name in identifiers(item)}
         added = ""
         if classes and "_repeated_blocks" not in present:
             added += f"_repeated_blocks = {classes!r}\n"

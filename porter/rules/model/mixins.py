@@ -233,21 +233,20 @@ class RemoveMachinery(Rule):
     )
 
     def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
-        text = code(updated.body)
-        body = [item for item in updated.body.body if not _is_machinery(item, text)]
+        body = [item for item in updated.body.body if not _is_machinery(item, updated)]
         if len(body) == len(updated.body.body):
             return updated
         return updated.with_changes(body=updated.body.with_changes(body=body or [cst.parse_statement("pass")]))
 
 
-def _is_machinery(item: cst.CSTNode, text: str) -> bool:
+def _is_machinery(item: cst.CSTNode, owner: cst.ClassDef) -> bool:
     if isinstance(item, cst.FunctionDef):
         return item.name.value in METHODS
     if isinstance(item, cst.SimpleStatementLine) and len(item.body) == 1:
         node = item.body[0]
         if isinstance(node, cst.Assign):
             name = dotted(node.targets[0].target)
-            return name in ATTRIBUTES and f"self.{name}" not in text
+            return name in ATTRIBUTES and f"self.{name}" not in code(owner.body)
         if isinstance(node, cst.AnnAssign):
             return dotted(node.target) in ATTRIBUTES
     return False

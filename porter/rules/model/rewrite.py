@@ -10,7 +10,7 @@ import libcst as cst
 
 from porter.facts.attention import Sizes, is_attention_module, sizes
 from porter.facts.attention import method as ast_method
-from porter.rules.build import absolute_imports
+from porter.rules.build import absolute_imports, parsed
 from porter.rules.engine import Context, Rule, code, method, parameters, walk, with_method
 from porter.rules.fold import Facts, fold_function
 from porter.rules.model.attention_layer import AttentionLayer
@@ -32,8 +32,7 @@ class ModelRewriter:
         self._names: set[str] = set()
 
     def __call__(self, definition: Definition, ctx: Context) -> Any:
-        node = definition.parse()
-        node = absolute_imports(node, definition.module)
+        node = parsed(definition)
         if ctx.vendored:
             return node
         if isinstance(node, cst.ClassDef):
@@ -67,9 +66,8 @@ class ModelRewriter:
             if plan is not None and plan.kind == "fold" and plan.processor:
                 processor = ctx.tree.resolve(definition.module.name, plan.processor)
                 assert processor is not None
-                parsed = absolute_imports(processor.parse(), processor.module)
                 _adopt(ctx, processor)
-                node = FoldProcessor().apply(ctx, node, parsed)
+                node = FoldProcessor().apply(ctx, node, parsed(processor))
             elif plan is not None:
                 ctx.report(definition.first_line, f"{source.name} keeps its processors: {plan.reason}")
                 served = _served_layers(ctx, definition)
@@ -95,9 +93,9 @@ class ModelRewriter:
         if mixin is None:
             return node
         texts = code(node) + "".join(ast.unparse(p) for p in _processors_in(definition))
-        parsed = mixin.parse()
-        assert isinstance(parsed, cst.ClassDef)
-        for item in parsed.body.body:
+        provided = mixin.parse()
+        assert isinstance(provided, cst.ClassDef)
+        for item in provided.body.body:
             if not isinstance(item, cst.FunctionDef) or item.name.value in METHODS:
                 continue
             name = item.name.value

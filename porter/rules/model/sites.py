@@ -8,7 +8,7 @@ from typing import Any
 import libcst as cst
 
 from porter.facts.attention import CLASSIC, ProcessorPlan, constant_parameters, is_attention_module, processor_plan
-from porter.rules.engine import SURFACE, Context, Rule, arguments, code, make_call, to_ast
+from porter.rules.engine import SURFACE, Context, Rule, arguments, code, identifiers, make_call, to_ast, visit
 from porter.rules.fold import NOT_NONE, bindings, dotted, only
 from porter.rules.model.classic_attention import (
     DEFAULT_PROCESSOR,
@@ -149,10 +149,10 @@ class AttentionSites(Rule):
 
     def leave_FunctionDef(self, ctx: Context, original: cst.FunctionDef, updated: cst.FunctionDef) -> Any:
         self._functions.pop()
-        if "processor = " not in code(updated.body):
+        if "processor" not in identifiers(updated.body):
             return updated
         # `processor = P()` above constructions that no longer take it
-        return updated if _reads_processor(updated) else updated.visit(_WithoutProcessor())
+        return updated if _reads_processor(updated) else visit(updated, _WithoutProcessor())
 
     def leave_Call(self, ctx: Context, original: cst.Call, updated: cst.Call) -> Any:
         name = dotted(updated.func)
@@ -235,7 +235,7 @@ class AttentionSites(Rule):
             local = bindings(self._functions[-1].body)
             if local.counts.get(node.value) == 1:
                 value = local.values.get(node.value)
-                node = cst.parse_expression(ast.unparse(value)) if value is not None else node
+                node = value if value is not None else node
         if isinstance(node, cst.Call) and not node.args and isinstance(node.func, cst.Name):
             return ctx.tree.resolve(ctx.module.name, node.func.value)
         return None

@@ -7,7 +7,17 @@ from typing import Any
 import libcst as cst
 
 from porter.facts.pipeline import PipelineFacts
-from porter.rules.engine import SURFACE, Context, Rule, body_statements, code, is_docstring, nodes, statements
+from porter.rules.engine import (
+    SURFACE,
+    Context,
+    Rule,
+    body_statements,
+    code,
+    is_docstring,
+    nodes,
+    statements,
+    visit,
+)
 from porter.rules.fold import dotted
 
 # Fields of diffusers' outputs that are flags beside the media.
@@ -158,7 +168,7 @@ def _media(output: cst.Call) -> list[cst.Arg]:
 
 
 def _returns(statement: Any, facts: PipelineFacts) -> Any:
-    return statement.visit(_Returns())
+    return visit(statement, _Returns())
 
 
 def all_returns(function: cst.FunctionDef) -> list[cst.Return]:

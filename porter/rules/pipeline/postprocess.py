@@ -8,7 +8,7 @@ from typing import Any
 import libcst as cst
 
 from porter.facts.pipeline import PipelineFacts
-from porter.rules.engine import SURFACE, Context, Rule, code, expression, names_in, nodes
+from porter.rules.engine import SURFACE, Context, Rule, code, expression, names_in, nodes, visit
 from porter.rules.fold import dotted
 from porter.rules.pipeline.forward import all_returns, output_fields
 
@@ -136,7 +136,7 @@ class PostProcessHook(Rule):
         if not hook.calls:
             return forward, hook
         ctx.used(self)
-        moved: Any = forward.visit(_Unprocessed(movable))
+        moved: Any = visit(forward, _Unprocessed(movable))
         return moved, hook
 
     def _movable(self, assign: cst.Assign, forward: cst.FunctionDef, hook: PostProcess) -> bool:
@@ -197,7 +197,7 @@ def _is_post_process(assign: cst.Assign) -> bool:
 def _skipped_when(forward: cst.FunctionDef, assign: cst.Assign) -> str | None:
     """The test on ``output_type`` that decides against a processing call, if one does."""
     for node in nodes(forward.body, cst.If):
-        if "output_type" not in code(node.test) or names_in(node.test) != ["output_type"]:
+        if "output_type" not in code(node.test) or names_in(node.test) != ("output_type",):
             continue
         test = code(node.test)
         if any(other is assign for other in nodes(node.body, cst.Assign)):
@@ -223,7 +223,7 @@ class _After(cst.CSTVisitor):
             self.seen = True
             return False
         if self.seen:
-            node.value.visit(self)
+            visit(node.value, self)
             return False
         return True
 
@@ -240,7 +240,7 @@ class _After(cst.CSTVisitor):
 
 def _reads_after(forward: cst.FunctionDef, assign: cst.Assign, name: str) -> int:
     visitor = _After(assign, name)
-    forward.body.visit(visitor)
+    visit(forward.body, visitor)
     return visitor.reads
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import libcst as cst
 
 from porter.facts.pipeline import PipelineFacts
-from porter.rules.build import absolute_imports
+from porter.rules.build import parsed
 from porter.rules.engine import Context, Rule, bare, code, names_in, statements, walk
 from porter.rules.fold import UNKNOWN, Facts, dotted, fold_function
 from porter.rules.model.config import RegisterToConfig
@@ -41,7 +41,7 @@ class PipelineRewriter:
         self.pre_process: PreProcess | None = None
 
     def __call__(self, definition: Definition, ctx: Context) -> Any:
-        node = absolute_imports(definition.parse(), definition.module)
+        node = parsed(definition)
         if ctx.vendored:
             return node
         if definition.name == self.facts.name:

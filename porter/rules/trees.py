@@ -1,0 +1,172 @@
+"""Walks over libcst trees, and what can be read off them.
+
+libcst's own ``visit`` goes through every space and bracket and makes every node anew, which is most of the time of a
+conversion. The walk here looks at what is not layout and rebuilds only what changed. Nodes never change and equal only
+themselves, so what was read off one (its text, its names) is kept for the next who asks.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Iterator, Mapping
+from functools import cache, lru_cache
+from typing import Any, TypeVar
+
+import libcst as cst
+
+Node = TypeVar("Node", bound=cst.CSTNode)
+
+# Fields that hold layout: spaces, comments, brackets and punctuation.
+LAYOUT = {
+    *("lpar", "rpar", "lbracket", "rbracket", "lbrace", "rbrace", "comma", "colon", "dot", "equal", "semicolon"),
+    *("leading_lines", "lines_after_decorators", "header", "footer", "trailing_whitespace", "first_line", "operator"),
+}
+
+
+@cache
+def fields(kind: type[cst.CSTNode]) -> tuple[str, ...]:
+    """The fields of a node type that may hold nodes which are not layout, decorators first, as written."""
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    kept = [name for name in names if name not in LAYOUT and not name.startswith("whitespace_")]
+    return tuple(sorted(kept, key=lambda name: name != "decorators"))
+
+
+def visit(node: Any, visitor: cst.CSTTransformer | cst.CSTVisitor) -> Any:
+    """``node`` after ``visitor`` was offered it and everything in it that is not layout, as by libcst's ``node.visit``.
+
+    Returns:
+        A node, or what ``on_leave`` put in its place (``RemoveFromParent``, ``FlattenSentinel``).
+    """
+    updated = _visit_children(node, visitor) if visitor.on_visit(node) else node
+    if isinstance(visitor, cst.CSTVisitor):
+        visitor.on_leave(node)
+        return node
+    return visitor.on_leave(node, updated)
+
+
+def _visit_children(node: cst.CSTNode, visitor: Any) -> cst.CSTNode:
+    changes: dict[str, Any] = {}
+    for name in fields(type(node)):
+        value = getattr(node, name)
+        if isinstance(value, cst.CSTNode):
+            new = visit(value, visitor)
+            if new is not value:
+                changes[name] = None if isinstance(new, cst.RemovalSentinel) else new
+        elif value and isinstance(value, tuple | list):
+            items = _visit_sequence(value, visitor)
+            if items is not value:
+                changes[name] = items
+    return node.with_changes(**changes) if changes else node
+
+
+def _visit_sequence(items: Any, visitor: Any) -> Any:
+    found: list[Any] = []
+    changed = False
+    for item in items:
+        new = visit(item, visitor)
+        if new is item:
+            found.append(item)
+            continue
+        changed = True
+        if isinstance(new, cst.FlattenSentinel):
+            found.extend(new)
+        elif not isinstance(new, cst.RemovalSentinel) and not _emptied(item, new):
+            found.append(new)
+    return tuple(found) if changed else items
+
+
+def _emptied(before: cst.CSTNode, after: cst.CSTNode) -> bool:
+    """Whether a line lost its last statement."""
+    return isinstance(after, cst.SimpleStatementLine) and not after.body and bool(getattr(before, "body", True))
+
+
+def nodes(
+    root: cst.CSTNode, kind: type[Node] | tuple[type[Node], ...], leave_out: Mapping[type, tuple[str, ...]] = {}
+) -> Iterator[Node]:
+    """All nodes of one type in ``root`` that are not layout, in source order.
+
+    Args:
+        root: where to look.
+        kind: the type, or several.
+        leave_out: by type of node, the fields not to look into.
+    """
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, kind):
+            yield node
+        skipped = leave_out.get(type(node), ())
+        for name in reversed(fields(type(node))):
+            if name in skipped:
+                continue
+            value = getattr(node, name)
+            if isinstance(value, cst.CSTNode):
+                stack.append(value)
+            elif isinstance(value, tuple | list):
+                stack.extend(reversed(value))
+
+
+@lru_cache(maxsize=4096)
+def code(node: cst.CSTNode) -> str:
+    """Source text of a node, stripped."""
+    return cst.Module([]).code_for_node(node).strip()
+
+
+@lru_cache(maxsize=512)
+def to_ast(node: cst.CSTNode) -> ast.Module:
+    """The standard library's tree of a node: ten times faster to walk than libcst's, for questions that only read.
+
+    All who ask get the same tree; whoever changes it takes a copy.
+    """
+    if isinstance(node, cst.BaseSuite):
+        node = cst.FunctionDef(name=cst.Name("_"), params=cst.Parameters(), body=node)
+    return ast.parse(code(node))
+
+
+# Identifiers that are no variables: members, keywords, the names that definitions and imports bind.
+NO_VARIABLES: dict[type[cst.CSTNode], tuple[str, ...]] = {
+    cst.Attribute: ("attr",),
+    cst.Arg: ("keyword",),
+    cst.Param: ("name",),
+    cst.FunctionDef: ("name",),
+    cst.ClassDef: ("name",),
+    cst.ImportFrom: ("module", "names"),
+    cst.Import: ("names",),
+    cst.ExceptHandler: ("name",),
+    cst.Global: ("names",),
+    cst.Nonlocal: ("names",),
+}
+
+
+@lru_cache(maxsize=1024)
+def names_in(node: cst.CSTNode) -> tuple[str, ...]:
+    """Variables read or bound anywhere in ``node``, in source order."""
+    return tuple(dict.fromkeys(found.value for found in nodes(node, cst.Name, NO_VARIABLES)))
+
+
+@lru_cache(maxsize=1024)
+def identifiers(node: cst.CSTNode) -> frozenset[str]:
+    """All identifiers anywhere in ``node``, whatever they stand for."""
+    return frozenset(found.value for found in nodes(node, cst.Name))
+
+
+class _Rename(cst.CSTTransformer):
+    """Puts an expression in the place of a variable (attribute names and keywords are left)."""
+
+    def __init__(self, old: str, new: str) -> None:
+        self.old, self.new = old, cst.parse_expression(new)
+
+    def leave_Attribute(self, original: cst.Attribute, updated: cst.Attribute) -> cst.Attribute:
+        return updated if updated.attr is original.attr else updated.with_changes(attr=original.attr)
+
+    def leave_Arg(self, original: cst.Arg, updated: cst.Arg) -> cst.Arg:
+        return updated if updated.keyword is original.keyword else updated.with_changes(keyword=original.keyword)
+
+    def leave_Name(self, original: cst.Name, updated: cst.Name) -> cst.BaseExpression:
+        return self.new.deep_clone() if updated.value == self.old else updated
+
+
+def rename(node: Any, old: str, new: str) -> Any:
+    """``node`` with the expression ``new`` where the variable ``old`` was."""
+    return node if old == new else visit(node, _Rename(old, new))
