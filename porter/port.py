@@ -10,9 +10,17 @@ from pathlib import Path
 from porter.emit.example import example_text
 from porter.emit.hooks import post_process_text, pre_process_text
 from porter.emit.module import render
-from porter.emit.names import family, model_stem, pipeline_stem
+from porter.emit.names import family, pipeline_stem, transformer_stem
 from porter.emit.templates import fill
-from porter.emit.write import OutputError, check_folder, read_registry, registry_text, write_files
+from porter.emit.write import (
+    OutputError,
+    Registry,
+    check_folder,
+    read_registry,
+    registry_text,
+    reserved,
+    write_files,
+)
 from porter.facts.pipeline import PipelineFacts, pipeline_facts
 from porter.rules.build import SUPPORT, Builder, PortedFile
 from porter.rules.engine import Residue
@@ -83,13 +91,14 @@ class Converter:
         clash = GENERATED_NAMES & {p.name for p in facts.parameters}
         if clash:
             raise SourceError(f"{facts.name} has a parameter {clash.pop()!r}, which the generated code uses itself.")
-        port = Port(facts.name, self._family(facts), pipeline_stem(facts.name))
+        folder = self._family(facts)
+        port = Port(facts.name, folder, pipeline_stem(facts.name, folder))
         relative: dict[str, str] = {}
         for component in facts.components:
             for model in component.converted:
-                stem = f"{model_stem(model.name)}_transformer"
+                stem = f"{transformer_stem(model.name, folder, self._families[facts.folder])}_transformer"
                 relative[model.name] = stem
-                text, built = self._model(stem, model)
+                text, built = self._model(model)
                 self._take(port, f"{stem}.py", text, built)
         rewriter = PipelineRewriter(facts)
         built = Builder(self.tree, self.target.symbols, rewriter, relative, inline=False).build([definition])
@@ -109,11 +118,12 @@ class Converter:
         port.residue += [r for r in built.residue if r not in port.residue]
         port.dropped += [d for d in built.dropped if d not in port.dropped]
 
-    def _model(self, stem: str, definition: Definition) -> tuple[str, PortedFile]:
-        if stem not in self._models:
+    def _model(self, definition: Definition) -> tuple[str, PortedFile]:
+        key = f"{definition.module.name}.{definition.name}"
+        if key not in self._models:
             built = Builder(self.tree, self.target.symbols, ModelRewriter()).build([definition])
-            self._models[stem] = (render(built, self.tree, self.target), built)
-        return self._models[stem]
+            self._models[key] = (render(built, self.tree, self.target), built)
+        return self._models[key]
 
     def _family(self, facts: PipelineFacts) -> str:
         if facts.folder not in self._families:
@@ -213,18 +223,23 @@ def convert_all(
 
 def write_ports(folder: Path, ports: list[Port]) -> None:
     """Write ports and the registry that names them, merged with the registry that is there."""
-    tables = read_registry(folder)
-    files: dict[str, str] = {}
-    for port in ports:
-        files.update(port.texts)
-        module = f"pipeline_{port.stem}"
-        tables["_DIFFUSION_MODELS"][port.name] = (port.family, module, port.name)
-        for table, kind in (("_DIFFUSION_PRE_PROCESS_FUNCS", "pre"), ("_DIFFUSION_POST_PROCESS_FUNCS", "post")):
-            function = f"get_{port.stem}_{kind}_process_func"
-            if f"def {function}(" in port.texts[f"{port.family}/{module}.py"]:
-                tables[table][port.name] = function
-            else:
-                tables[table].pop(port.name, None)
-    files["registry.py"] = registry_text(tables)
-    files.setdefault("__init__.py", '"""Generated vLLM-Omni models."""\n')
-    write_files(folder, files)
+    with reserved(folder):
+        tables = read_registry(folder)
+        files: dict[str, str] = {}
+        for port in ports:
+            files.update(port.texts)
+            _register(tables, port)
+        files["registry.py"] = registry_text(tables)
+        files.setdefault("__init__.py", '"""Generated vLLM-Omni models."""\n')
+        write_files(folder, files)
+
+
+def _register(tables: Registry, port: Port) -> None:
+    module = f"pipeline_{port.stem}"
+    tables["_DIFFUSION_MODELS"][port.name] = (port.family, module, port.name)
+    for table, kind in (("_DIFFUSION_PRE_PROCESS_FUNCS", "pre"), ("_DIFFUSION_POST_PROCESS_FUNCS", "post")):
+        function = f"get_{port.stem}_{kind}_process_func"
+        if f"def {function}(" in port.texts[f"{port.family}/{module}.py"]:
+            tables[table][port.name] = function
+        else:
+            tables[table].pop(port.name, None)

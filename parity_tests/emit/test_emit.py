@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from porter.emit.format import FormatError
 from porter.emit.module import import_lines
-from porter.emit.names import family, model_stem, pipeline_stem, snake
-from porter.emit.write import TABLES, OutputError, check_folder, read_registry, registry_text, write_files
+from porter.emit.names import family, model_stem, pipeline_stem, snake, transformer_stem
+from porter.emit.write import TABLES, OutputError, check_folder, read_registry, registry_text, reserved, write_files
 from porter.port import Converter, Port, write_ports
 from porter.rules.build import PortedFile
 from porter.source import SourceError, SourceTree
@@ -41,7 +41,7 @@ from porter.targets import get_target
         ("CogView3PlusTransformer2DModel", "cog_view3_plus"),
         ("DiTTransformer2DModel", "dit"),
         ("PixArtTransformer2DModel", "pix_art"),
-        ("Transformer2DModel", "transformer2_d_model"),
+        ("Transformer2DModel", "transformer_2d"),
     ],
 )
 def test_model_stem(name, stem):
@@ -59,11 +59,41 @@ def test_model_stem(name, stem):
         ("KandinskyV22PriorEmb2EmbPipeline", "kandinsky_v22_prior_emb2emb"),
         ("WanVACEPipeline", "wan_vace"),
         ("Krea2Pipeline", "krea2"),
+        ("LTXI2VLongMultiPromptPipeline", "ltx_i2v_long_multi_prompt"),
+        ("Kandinsky6TI2VAPipeline", "kandinsky6_ti2va"),
+        ("LTX2VideoPipeline", "ltx2_video"),
         ("DiTPipeline", "dit"),
     ],
 )
 def test_pipeline_stem(name, stem):
     assert pipeline_stem(name) == stem
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "stem"),
+    [
+        ("LongCatImageEditPipeline", "longcat_image", "longcat_image_edit"),
+        ("HiDreamImagePipeline", "hidream_image", "hidream_image"),
+        ("Flux2KleinPipeline", "flux", "flux2_klein"),
+        ("WanVACEPipeline", "wan", "wan_vace"),
+        ("StableDiffusion3Pipeline", "sd3", "stable_diffusion3"),
+    ],
+)
+def test_a_pipeline_spells_its_family_as_the_folder(name, family, stem):
+    assert pipeline_stem(name, family) == stem
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "models", "stem"),
+    [
+        ("StableAudioDiTModel", "stable_audio", [], "stable_audio"),
+        ("LTX2VideoTransformer3DModel", "ltx2", ["LTX2VideoTransformer3DModel"], "ltx2"),
+        ("WanVACETransformer3DModel", "wan", ["WanTransformer3DModel"], "wan_vace"),
+        ("SanaVideoTransformer3DModel", "sana", ["SanaTransformer2DModel"], "sana_video"),
+    ],
+)
+def test_transformer_stem(name, family, models, stem):
+    assert transformer_stem(name, family, models) == stem
 
 
 @pytest.mark.parametrize(
@@ -81,6 +111,8 @@ def test_pipeline_stem(name, stem):
             "flux", ["Flux2Transformer2DModel"], ["FluxTransformer2DModel"], "flux2", id="a longer word is another one"
         ),
         pytest.param("longcat_image", ["LongCatImageTransformer2DModel"], [], "longcat_image", id="better breaks"),
+        pytest.param("stable_audio", ["StableAudioDiTModel"], [], "stable_audio", id="without what it is"),
+        pytest.param("hunyuandit", ["HunyuanDiT2DModel"], [], "hunyuan_dit", id="with what it is"),
         pytest.param("stable_diffusion_3", ["SD3Transformer2DModel"], [], "sd3", id="other words"),
         pytest.param("stable_diffusion_xl", [], [], "stable_diffusion_xl", id="no transformer"),
         pytest.param("flux", [], ["FluxTransformer2DModel"], "flux", id="no transformer of its own"),
@@ -116,6 +148,29 @@ def test_a_text_that_does_not_parse_leaves_the_folder_as_it_was(tmp_path):
         write_files(tmp_path, {"a/b.py": "x = 2\n", "a/c.py": "x = 1\ny = = 2\n", "d/e.py": "z = 3\n"})
     assert files_of(tmp_path) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+
+
+def test_what_was_staged_whole_is_finished_by_the_next_writer(tmp_path):
+    write_files(tmp_path, {"a/b.py": "x = 1\n", "registry.py": "y = 1\n"})
+    for name, whole in ((".porter-one", True), (".porter-two", False)):
+        staged = tmp_path / name / "a"
+        staged.mkdir(parents=True)
+        (staged / "b.py").write_text(f"x = {name!r}\n")
+        (tmp_path / name / ("a/c.py" if whole else "registry.py")).write_text("z = 1\n")
+        if whole:
+            (tmp_path / name / ".whole").touch()
+    with reserved(tmp_path):
+        assert (tmp_path / "a/b.py").read_text() == "x = '.porter-one'\n"
+        assert (tmp_path / "a/c.py").is_file()
+        assert (tmp_path / "registry.py").read_text() == "y = 1\n"
+        assert not list(tmp_path.glob(".porter-*"))
+
+
+def test_the_registry_is_moved_in_last(tmp_path, monkeypatch):
+    moved = []
+    monkeypatch.setattr("porter.emit.write.os.replace", lambda source, place: moved.append(Path(place).name))
+    write_files(tmp_path, {"registry.py": "y = 1\n", "z/z.py": "x = 1\n", "a.py": "x = 1\n"})
+    assert moved[-1] == "registry.py" and len(moved) == 3
 
 
 def test_other_files_of_the_folder_stay(tmp_path):

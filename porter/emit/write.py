@@ -1,11 +1,18 @@
-"""Write a port: staged beside its place, formatted, then moved in file by file, or not at all."""
+"""Write ports: staged beside their place, formatted, then moved in, or not at all.
+
+Files are moved one by one, the registry last, so that it never names what is not there. Should the process be killed
+between two of them, the next one that writes there finishes the work: what is staged whole is marked so.
+"""
 
 from __future__ import annotations
 
 import ast
+import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from porter.emit.format import format_folder
@@ -13,6 +20,8 @@ from porter.emit.templates import fill
 
 TABLES = ("_DIFFUSION_MODELS", "_DIFFUSION_PRE_PROCESS_FUNCS", "_DIFFUSION_POST_PROCESS_FUNCS")
 Registry = dict[str, dict[str, object]]
+REGISTRY = "registry.py"
+STAGING, WHOLE = ".porter-", ".whole"
 
 
 class OutputError(ValueError):
@@ -39,7 +48,7 @@ def check_folder(folder: Path) -> None:
 def read_registry(folder: Path) -> Registry:
     """The tables of an earlier ``registry.py`` in ``folder``, read as literals; empty ones if there is none."""
     tables: Registry = {name: {} for name in TABLES}
-    file = folder / "registry.py"
+    file = folder / REGISTRY
     if not file.is_file():
         return tables
     try:
@@ -53,7 +62,7 @@ def read_registry(folder: Path) -> Registry:
 
 
 def write_files(folder: Path, files: dict[str, str]) -> list[Path]:
-    """Write ``files`` (relative path to text) below ``folder``, formatted; earlier files are replaced one by one.
+    """Write ``files`` (relative path to text) below ``folder``, formatted, all of them or none.
 
     Raises:
         OutputError: the folder cannot be used.
@@ -61,22 +70,52 @@ def write_files(folder: Path, files: dict[str, str]) -> list[Path]:
     """
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".porter-", dir=folder))
+    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
     try:
         for name, text in files.items():
             path = staging / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         format_folder(staging)
-        written = []
-        for name in files:
-            place = folder / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(staging / name, place)
-            written.append(place)
-        return written
+        (staging / WHOLE).touch()
+        _move_in(staging, folder)
+        return [folder / name for name in files]
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def reserved(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to ``folder``, after finishing what an interrupted one left there.
+
+    Raises:
+        OutputError: the folder cannot be used.
+    """
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        _finish_interrupted(folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _finish_interrupted(folder: Path) -> None:
+    """Move in what an interrupted run staged whole; remove what it did not."""
+    for staging in sorted(folder.glob(f"{STAGING}*")):
+        if (staging / WHOLE).is_file():
+            _move_in(staging, folder)
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _move_in(staging: Path, folder: Path) -> None:
+    staged = [path.relative_to(staging) for path in staging.rglob("*") if path.is_file() and path.name != WHOLE]
+    for name in sorted(staged, key=lambda path: (path.name == REGISTRY, path)):
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(staging / name, place)
 
 
 def registry_text(tables: Registry) -> str:

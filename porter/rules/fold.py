@@ -261,10 +261,8 @@ class Bindings:
             self.counts[name] = self.counts.get(name, 0) + 1
 
 
-BINDING = (
-    *(cst.Assign, cst.AnnAssign, cst.AugAssign, cst.NamedExpr, cst.For, cst.CompFor),
-    *(cst.AsName, cst.Param, cst.ImportAlias),
-)
+TARGETED = (cst.AnnAssign, cst.AugAssign, cst.NamedExpr, cst.For, cst.CompFor)
+BINDING: tuple[type[cst.CSTNode], ...] = (cst.Assign, cst.AsName, cst.Param, cst.ImportAlias, *TARGETED)
 
 
 @lru_cache(maxsize=256)
@@ -282,7 +280,7 @@ def bindings(body: cst.BaseSuite) -> Bindings:
         elif isinstance(node, cst.ImportAlias):
             if node.asname is None:
                 found.add(cst.Name(code(node.name).split(".")[0]))
-        else:
+        elif isinstance(node, TARGETED):
             found.add(node.target)
     return found
 

@@ -27,7 +27,7 @@ LAYOUT = {
 @cache
 def fields(kind: type[cst.CSTNode]) -> tuple[str, ...]:
     """The fields of a node type that may hold nodes which are not layout, decorators first, as written."""
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(kind)]
     kept = [name for name in names if name not in LAYOUT and not name.startswith("whitespace_")]
     return tuple(sorted(kept, key=lambda name: name != "decorators"))
 
