@@ -15,9 +15,9 @@ class EngineRMSNorm(Rule):
     """Use vLLM's ``RMSNorm`` for an affine one without bias (guide, step 1.1.3).
 
     Both square in float32, scale by the reciprocal root, cast to the weight's dtype and multiply. A norm without
-    weight, with bias, or whose affinity is decided at run time keeps diffusers' class. So do norms and embeddings
-    whose engine counterpart rounds or is fed differently: vLLM-Omni's ``RMSNorm`` multiplies before the cast,
-    its ``AdaLayerNorm*`` normalise in float32, its ``RotaryEmbedding`` takes half-width tables.
+    weight, with bias, or whose affinity is decided at run time keeps diffusers' class. vLLM-Omni's own ``RMSNorm``
+    multiplies before the cast and is not used. Nor is its ``RotaryEmbedding``: it rotates in the dtype of the
+    queries, where diffusers' functions do so in float32, and takes the first table of a batch for all.
     """
 
     name = "engine-rms-norm"

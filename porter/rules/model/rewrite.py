@@ -13,6 +13,7 @@ from porter.facts.attention import method as ast_method
 from porter.rules.build import absolute_imports, parsed
 from porter.rules.engine import Context, Rule, code, method, parameters, walk, with_method
 from porter.rules.fold import Facts, fold_function
+from porter.rules.model.adaptive_norms import EngineAdaLayerNorm
 from porter.rules.model.attention_layer import AttentionLayer
 from porter.rules.model.classic_attention import ClassicAttention, class_name
 from porter.rules.model.config import ExplicitConfig, LayerwiseBlocks, RegisterToConfig
@@ -47,6 +48,7 @@ class ModelRewriter:
             ReplaceLogger(),
             KeepProcessor(),
             EngineRMSNorm(),
+            EngineAdaLayerNorm(),
             AttentionSites(self._specialise),
             RegisterToConfig(),
             ExplicitConfig(),
