@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import multiprocessing
-import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from porter.cache import Cache
-from porter.emit.format import FormatError, format_folder
+from porter.emit.format import FormatError, formatted
 from porter.source import SourceError, SourceTree
 from porter.targets import get_target
 
@@ -157,8 +156,8 @@ def _attempt(converter: Converter, name: str) -> Outcome:
         port = converter.port(name)
         for file, text in port.texts.items():
             _check_syntax(file, text)
-        plain = dataclasses.asdict(port)
-        return Outcome(**{name: plain[name] for name in _PORT_FIELDS})
+        fields = {name: getattr(port, name) for name in _PORT_FIELDS}
+        return Outcome(**fields | {"residue": [dataclasses.asdict(entry) for entry in port.residue]})
     except SourceError as error:
         return Outcome(name, error=str(error), bad_input=True)
     except Exception as error:
@@ -177,14 +176,8 @@ def _check_syntax(file: str, text: str) -> None:
 
 def _format(outcomes: list[Outcome]) -> None:
     """Format the texts as they will be written; one run of the formatter for all."""
-    if not any(outcome.texts for outcome in outcomes):
-        return
-    with tempfile.TemporaryDirectory(prefix="porter-") as scratch:
-        for number, outcome in enumerate(outcomes):
-            for file, text in outcome.texts.items():
-                path = Path(scratch, str(number), file)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text, encoding="utf-8")
-        format_folder(Path(scratch))
-        for number, outcome in enumerate(outcomes):
-            outcome.texts = {file: Path(scratch, str(number), file).read_text("utf-8") for file in outcome.texts}
+    done = formatted(
+        {f"{n}/{file}": text for n, outcome in enumerate(outcomes) for file, text in outcome.texts.items()}
+    )
+    for number, outcome in enumerate(outcomes):
+        outcome.texts = {file: done[f"{number}/{file}"] for file in outcome.texts}

@@ -47,6 +47,8 @@ class Port:
         residue: what no rule translated, with file, line and reason.
         features: what the port supports, by name.
         dropped: arguments and features of the original that it does not have.
+        texts: the files, unformatted.
+        built: files with the history of their definitions, where the converter records it.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Port:
     features: dict[str, str] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict, repr=False)
+    built: dict[str, PortedFile] = field(default_factory=dict, repr=False)
 
     @property
     def clean(self) -> bool:
@@ -65,13 +68,19 @@ class Port:
 
 
 class Converter:
-    """Converts pipelines of one source tree for one target; shared model files are built once."""
+    """Converts pipelines of one source tree for one target; shared model files are built once.
 
-    def __init__(self, tree: SourceTree, target: Target) -> None:
+    Args:
+        tree: the diffusers sources.
+        target: what the ports import.
+        record: keep what each step made of each definition, in :attr:`Port.built`.
+    """
+
+    def __init__(self, tree: SourceTree, target: Target, record: bool = False) -> None:
         # Trees of libcst are many small objects that die by reference count; looking for cycles among them is a
         # tenth of the time.
         gc.set_threshold(500_000, 20, 100)
-        self.tree, self.target = tree, target
+        self.tree, self.target, self._record = tree, target, record
         self._models: dict[str, tuple[str, PortedFile]] = {}
         self._families: dict[str, list[str]] = {}
 
@@ -101,7 +110,8 @@ class Converter:
                 text, built = self._model(model)
                 self._take(port, f"{stem}.py", text, built)
         rewriter = PipelineRewriter(facts)
-        built = Builder(self.tree, self.target.symbols, rewriter, relative, inline=False).build([definition])
+        builder = Builder(self.tree, self.target.symbols, rewriter, relative, inline=False, record=self._record)
+        built = builder.build([definition])
         self._hooks(port, facts, rewriter, built)
         self._take(port, f"pipeline_{port.stem}.py", self._pipeline_text(port, facts, rewriter, built), built)
         port.texts[f"{port.family}/__init__.py"] = f'"""Ported pipelines of the {port.family} family."""\n'
@@ -115,13 +125,15 @@ class Converter:
 
     def _take(self, port: Port, file: str, text: str, built: PortedFile) -> None:
         port.texts[f"{port.family}/{file}"] = text
+        if self._record:
+            port.built[f"{port.family}/{file}"] = built
         port.residue += [r for r in built.residue if r not in port.residue]
         port.dropped += [d for d in built.dropped if d not in port.dropped]
 
     def _model(self, definition: Definition) -> tuple[str, PortedFile]:
         key = f"{definition.module.name}.{definition.name}"
         if key not in self._models:
-            built = Builder(self.tree, self.target.symbols, ModelRewriter()).build([definition])
+            built = Builder(self.tree, self.target.symbols, ModelRewriter(), record=self._record).build([definition])
             self._models[key] = (render(built, self.tree, self.target), built)
         return self._models[key]
 

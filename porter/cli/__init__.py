@@ -10,6 +10,7 @@ import typer
 from porter.cli.check import check
 from porter.cli.common import Failure, complain
 from porter.cli.convert import convert
+from porter.cli.diff import diff
 from porter.cli.listing import list_
 from porter.cli.parity import parity
 from porter.cli.run import run
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command("list")(list_)
 app.command("convert")(convert)
 app.command("check")(check)
+app.command("diff")(diff)
 app.command("parity")(parity)
 app.command("run")(run)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+import tempfile
 from pathlib import Path
 
 from ruff.__main__ import find_ruff_bin  # type: ignore[import-untyped]
@@ -40,6 +41,23 @@ def format_folder(folder: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise FormatError(_first_error(folder) or done.stderr.strip())
+
+
+def formatted(texts: dict[str, str]) -> dict[str, str]:
+    """Texts as they are written, by file name.
+
+    Raises:
+        FormatError: a text does not parse.
+    """
+    if not texts:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="porter-") as scratch:
+        for file, text in texts.items():
+            path = Path(scratch, file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        format_folder(Path(scratch))
+        return {file: Path(scratch, file).read_text("utf-8") for file in texts}
 
 
 def _first_error(folder: Path) -> str:

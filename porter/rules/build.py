@@ -12,6 +12,7 @@ import libcst as cst
 from porter.facts.attention import uses_attention
 from porter.rules.engine import Context, Residue, code, names_in, rename, visit
 from porter.rules.fold import UNKNOWN, Facts, fold
+from porter.rules.history import History, Recorder
 from porter.source import Definition, SourceModule, SourceTree
 from porter.targets import Symbols
 
@@ -31,6 +32,7 @@ class PortedFile:
         relative: names that come from another file of the family: name to its module stem.
         sources: the source modules that the file was made from, the main one first.
         vendored: names taken over because the target's diffusers lacks them.
+        histories: what each definition became step by step, by its name in the port, where that was asked for.
     """
 
     nodes: list[Any] = field(default_factory=list)
@@ -41,6 +43,7 @@ class PortedFile:
     applied: dict[str, int] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     vendored: list[str] = field(default_factory=list)
+    histories: dict[str, History] = field(default_factory=dict)
 
 
 Rewrite = Callable[[Definition, Context], Any]
@@ -55,6 +58,7 @@ class Builder:
         rewrite: rewrites one definition; returns its node, or None to leave it out.
         relative: names that another file of the family already holds.
         inline: take over definitions of other files that compute attention (a model file does, a pipeline does not).
+        record: keep what each step of the rewriting made of a definition.
     """
 
     def __init__(
@@ -64,10 +68,12 @@ class Builder:
         rewrite: Rewrite,
         relative: dict[str, str] | None = None,
         inline: bool = True,
+        record: bool = False,
     ) -> None:
         self.tree, self.symbols, self.rewrite, self._inline = tree, symbols, rewrite, inline
         self.file = PortedFile(relative={})
         self._relative = relative or {}
+        self._recorder = Recorder(self.file.histories) if record else None
         self._done: dict[str, tuple[str, list[Any]]] = {}
         self._order: dict[str, list[tuple[int, str]]] = {}
         self._names: dict[tuple[str, str], str] = {}
@@ -109,6 +115,8 @@ class Builder:
         self._done[name] = (definition.module.name, [])
         ctx = self._context(definition)
         ctx.vendored = vendored
+        if self._recorder is not None:
+            self._recorder.begin(name, definition)
         node = self.rewrite(definition, ctx)
         if node is None:
             return name
@@ -122,6 +130,10 @@ class Builder:
             self.file.sources.append(definition.module)
         if name != definition.name:
             parts[-1] = _renamed(parts[-1], name)
+        if self._recorder is not None:
+            for part, written in zip(parts, [*ctx.extra, name]):
+                self._recorder.record("rename", part, written)
+            self._recorder.end()
         self._done[name][1].extend(parts)
         self._order.setdefault(definition.module.name, []).append((definition.first_line, name))
         for rule, count in ctx.applied.items():
@@ -150,6 +162,7 @@ class Builder:
         facts = module_facts(definition.module)
         ctx = Context(self.tree, definition.module, definition, facts)
         ctx.residue, ctx.dropped, ctx.root = self.file.residue, self.file.dropped, self._root
+        ctx.recorder = self._recorder
         return ctx
 
     def _need(self, name: str, definition: Definition, ctx: Context) -> str | None:

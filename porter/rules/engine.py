@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import libcst as cst
 
 from porter.rules.fold import Facts
+from porter.rules.history import Recorder
 
 # Rules find their tools here, whichever file holds them.
 from porter.rules.trees import code as code
@@ -58,6 +59,7 @@ class Context:
         dropped: features of the original that the port does not have, by name.
         root: the source file that the port's file is made for.
         vendored: the definition is taken over as it is, since the target's diffusers lacks it.
+        recorder: keeps the text after each step, where someone asked for it.
     """
 
     tree: SourceTree
@@ -71,6 +73,12 @@ class Context:
     dropped: list[str] = field(default_factory=list)
     root: SourceModule | None = None
     vendored: bool = False
+    recorder: Recorder | None = None
+
+    def record(self, step: str, node: Any) -> None:
+        """Keep the text after a step (see :class:`Recorder`)."""
+        if self.recorder is not None:
+            self.recorder.record(step, node)
 
     def need(self, module: str, name: str) -> str:
         """Ask for ``from module import name`` ; returns ``name``.
@@ -148,8 +156,13 @@ class SharedWalk(cst.CSTTransformer):
 
 
 def walk(node: Any, rules: Sequence[Rule], ctx: Context) -> Any:
-    """``node`` rewritten by ``rules`` in one walk."""
-    return visit(node, SharedWalk(rules, ctx))
+    """``node`` rewritten by ``rules`` in one walk; in one for each where it is recorded which of them did what."""
+    if ctx.recorder is None:
+        return visit(node, SharedWalk(rules, ctx))
+    for rule in rules:
+        node = visit(node, SharedWalk([rule], ctx))
+        ctx.record(rule.name, node)
+    return node
 
 
 def bare(node: Any) -> str:

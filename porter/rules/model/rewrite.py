@@ -34,16 +34,19 @@ class ModelRewriter:
 
     def __call__(self, definition: Definition, ctx: Context) -> Any:
         node = parsed(definition)
+        ctx.record("absolute-imports", node)
         if ctx.vendored:
             return node
         if isinstance(node, cst.ClassDef):
             assert isinstance(definition.node, ast.ClassDef)
             return self._class(definition, node, ctx)
         node = _fold(node, ctx.facts.merged(SWITCHES))
+        ctx.record("fold-conditions", node)
         return walk(node, [*self._rules(), AttentionLayer(line=definition.first_line)], ctx)
 
     def _rules(self) -> list[Rule]:
         return [
+            ExplicitConfig(),  # reads a decorator that the next rule removes
             RemoveDecorators(),
             ReplaceLogger(),
             KeepProcessor(),
@@ -51,7 +54,6 @@ class ModelRewriter:
             EngineAdaLayerNorm(),
             AttentionSites(self._specialise),
             RegisterToConfig(),
-            ExplicitConfig(),
             LayerwiseBlocks(),
             RemoveMixins(),
             RemoveMachinery(),
@@ -70,10 +72,12 @@ class ModelRewriter:
                 assert processor is not None
                 _adopt(ctx, processor)
                 node = FoldProcessor().apply(ctx, node, parsed(processor))
+                ctx.record(FoldProcessor.name, node)
             elif plan is not None:
                 ctx.report(definition.first_line, f"{source.name} keeps its processors: {plan.reason}")
                 served = _served_layers(ctx, definition)
                 node = _append_to_init(node, served.construct(ctx)) if measured else node
+                ctx.record(AttentionLayer.name, node)
         elif init is not None:
             measured = sizes(init)
         call = method(node, "__call__")
@@ -82,11 +86,14 @@ class ModelRewriter:
             measured = _owner_sizes(ctx, definition) if owner == "attn" else None
         if is_attention_module(source):
             node = self._with_mixin_methods(ctx, definition, node)
+            ctx.record("mixin-methods", node)
         node = _fold_methods(node, ctx.facts.merged(SWITCHES))
+        ctx.record("fold-conditions", node)
         layer = AttentionLayer(owner, measured, definition.first_line)
         node = walk(node, [layer, *self._rules()], ctx)
         if owner == "self":
             node = _append_to_init(node, layer.construct(ctx))
+            ctx.record(AttentionLayer.name, node)
         return node
 
     def _with_mixin_methods(self, ctx: Context, definition: Definition, node: cst.ClassDef) -> cst.ClassDef:
@@ -119,11 +126,15 @@ class ModelRewriter:
             name, number = f"{base}{number}", number + 1
         self._names.add(name)
         self._specialised[key] = name
-        node = ClassicAttention().specialise(ctx, name, given, known, processor)
-        node = absolute_imports(node, ctx.tree.module(processor.module.name) or ctx.module)
-        _adopt(ctx, processor)
         source = ctx.tree.resolve("diffusers.models.attention_processor", "Attention")
         assert source is not None
+        if ctx.recorder is not None:
+            ctx.recorder.begin(name, source)
+        node = ClassicAttention().specialise(ctx, name, given, known, processor)
+        ctx.record(ClassicAttention.name, node)
+        node = absolute_imports(node, ctx.tree.module(processor.module.name) or ctx.module)
+        ctx.record("absolute-imports", node)
+        _adopt(ctx, processor)
         _adopt(ctx, source)
         init = ast.parse(code(method(node, "__init__") or node)).body[0]
         measured = sizes(init) if isinstance(init, ast.FunctionDef) else None
@@ -132,6 +143,9 @@ class ModelRewriter:
         rules = [layer, EngineRMSNorm(), RemoveDecorators(), RemoveMachinery(), RemoveMixins()]
         node = walk(node, rules, ctx)
         ctx.extra[name] = _append_to_init(node, layer.construct(ctx))
+        if ctx.recorder is not None:
+            ctx.record(AttentionLayer.name, ctx.extra[name])
+            ctx.recorder.end()
         return name
 
 

@@ -42,6 +42,7 @@ class PipelineRewriter:
 
     def __call__(self, definition: Definition, ctx: Context) -> Any:
         node = parsed(definition)
+        ctx.record("absolute-imports", node)
         if ctx.vendored:
             return node
         if definition.name == self.facts.name:
@@ -49,17 +50,14 @@ class PipelineRewriter:
             return self._pipeline(definition, node, ctx)
         if isinstance(node, cst.FunctionDef):
             node = fold_function(node, ctx.facts)
+            ctx.record("fold-conditions", node)
         return walk(node, [RemoveDecorators(), ReplaceLogger()], ctx)
 
     def _pipeline(self, definition: Definition, node: cst.ClassDef, ctx: Context) -> cst.ClassDef:
         source = definition.node
         assert isinstance(source, ast.ClassDef)
         facts = _pipeline_facts(ctx, self.facts)
-        # A property and its setter are two functions of one name.
-        methods: dict[str, list[cst.FunctionDef]] = {}
-        for item in node.body.body:
-            if isinstance(item, cst.FunctionDef):
-                methods.setdefault(item.name.value, []).append(item)
+        methods = _functions(node)
         signatures = {name: [p.name.value for p in f[0].params.params][1:] for name, f in methods.items()}
         rules: list[Rule] = [
             DropArguments(tuple(self.facts.dropped), signatures),
@@ -70,6 +68,11 @@ class PipelineRewriter:
             RemoveDecorators(),
         ]
         ported: dict[str, list[Any]] = {}
+
+        def record(step: str, without_others: bool = True) -> None:
+            if ctx.recorder is not None:
+                ctx.record(step, _with_functions(node, ported, without_others))
+
         queue = ["__init__", "__call__"]
         while queue:
             name = queue.pop(0)
@@ -78,21 +81,32 @@ class PipelineRewriter:
                 if used in methods and used not in ported and used not in queue and used != name:
                     queue.append(used)
             ported[name] = folded
-        ported = {name: [walk(f, rules, ctx) for f in functions] for name, functions in ported.items()}
-        [init], [call] = ported.pop("__init__"), ported.pop("__call__")
-        default = self.facts.default("output_type")
+        record("fold-conditions", without_others=False)
+        record("left-out")
+        node = walk(_with_functions(node, ported), rules, ctx)
+        ported = _functions(node)
+        [init], [call] = ported["__init__"], ported["__call__"]
         call, self.pre_process = PreProcessHook(self.facts, init).apply(ctx, call)
-        call, self.post_process = PostProcessHook(init, self.facts).apply(ctx, call, default)
+        ported["__call__"] = [call]
+        record(PreProcessHook.name)
+        call, self.post_process = PostProcessHook(init, self.facts).apply(ctx, call, self.facts.default("output_type"))
+        ported["__call__"] = [call]
+        record(PostProcessHook.name)
         for component, reason in self.facts.kept.items():
             ctx.report(definition.first_line, f"{component} stays diffusers' own model: {reason}")
-        head = statements(self._attributes())
-        constructor = PipelineConstructor(self.facts).apply(ctx, init)
-        forward = Forward(self.facts).apply(ctx, call)
-        rest = [function for name in methods for function in ported.get(name, [])]
+        ported["__init__"] = [PipelineConstructor(self.facts).apply(ctx, init)]
+        record(PipelineConstructor.name)
+        ported["__call__"] = [Forward(self.facts).apply(ctx, call)]
+        record(Forward.name)
         kept = [s for s in node.body.body if not isinstance(s, cst.FunctionDef) and not _is_class_machinery(s)]
+        head = statements(self._attributes())
+        [constructor], [forward] = ported.pop("__init__"), ported.pop("__call__")
+        rest = [function for functions in ported.values() for function in functions]
         body = [*kept, *head, constructor, *rest, forward, *self._load_weights(ctx)]
         ctx.dropped.extend(n for n in self.facts.dropped if n != "return_dict" and n not in ctx.dropped)
-        return node.with_changes(bases=self._bases(ctx, node), decorators=[], body=node.body.with_changes(body=body))
+        node = node.with_changes(bases=self._bases(ctx, node), decorators=[], body=node.body.with_changes(body=body))
+        ctx.record("port-class", node)
+        return node
 
     def _bases(self, ctx: Context, node: cst.ClassDef) -> list[cst.Arg]:
         ctx.imports["nn"] = ("torch", "nn")
@@ -128,6 +142,31 @@ class PipelineRewriter:
             "def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:\n"
             "    return AutoWeightsLoader(self).load_weights(weights)\n"
         )
+
+
+def _functions(node: cst.ClassDef) -> dict[str, list[cst.FunctionDef]]:
+    """The functions of a class by name: a property and its setter are two of one name."""
+    found: dict[str, list[cst.FunctionDef]] = {}
+    for item in node.body.body:
+        if isinstance(item, cst.FunctionDef):
+            found.setdefault(item.name.value, []).append(item)
+    return found
+
+
+def _with_functions(node: cst.ClassDef, functions: dict[str, list[Any]], without_others: bool = True) -> cst.ClassDef:
+    """The class with these functions in the place of its own; those of other names go, or stay as they are."""
+    seen: dict[str, int] = {}
+    body: list[Any] = []
+    for item in node.body.body:
+        if isinstance(item, cst.FunctionDef):
+            name = item.name.value
+            seen[name] = seen.get(name, -1) + 1
+            if name in functions:
+                item = functions[name][seen[name]]
+            elif without_others:
+                continue
+        body.append(item)
+    return node.with_changes(body=node.body.with_changes(body=body))
 
 
 def _pipeline_facts(ctx: Context, facts: PipelineFacts) -> Facts:
