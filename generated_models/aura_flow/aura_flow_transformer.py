@@ -21,13 +21,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.normalization import AdaLayerNormZero, FP32LayerNorm
 from diffusers.utils.torch_utils import maybe_adjust_dtype_for_device
-from torch import nn
 
 from porter.runtime.diffusion.attention.layer import Attention
 from porter.runtime.diffusion.data import OmniDiffusionConfig

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn as nn
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.attention import FeedForward
 from diffusers.models.embeddings import (
@@ -36,7 +37,6 @@ from diffusers.models.embeddings import (
 )
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.normalization import FP32LayerNorm, RMSNorm
-from torch import nn
 
 from porter.runtime.diffusion.attention.backends.abstract import AttentionMetadata
 from porter.runtime.diffusion.attention.layer import Attention

@@ -33,6 +33,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.autoencoders.autoencoder_cosmos3_audio import Cosmos3AVAEAudioTokenizer
@@ -44,7 +45,6 @@ from diffusers.utils.import_utils import is_cosmos_guardrail_available
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from PIL import Image
-from torch import nn
 from transformers import AutoTokenizer, BatchEncoding
 
 from porter.runtime.diffusion.data import DiffusionOutput, OmniDiffusionConfig

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from typing import Tuple
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.utils.outputs import BaseOutput
-from torch import nn
 
 from porter.runtime.diffusion.attention.backends.abstract import AttentionMetadata
 from porter.runtime.diffusion.attention.layer import Attention

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn as nn
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps, apply_rotary_emb, get_1d_rotary_pos_embed
 from diffusers.models.normalization import AdaLayerNormContinuous
 from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import maybe_adjust_dtype_for_device
-from torch import nn
 
 from porter.runtime.diffusion.attention.backends.abstract import AttentionMetadata
 from porter.runtime.diffusion.attention.layer import Attention

@@ -22,10 +22,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn as nn
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.attention_dispatch import _CAN_USE_FLEX_ATTN
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from torch import Tensor, nn
+from torch import Tensor
 
 from porter.runtime.diffusion.attention.backends.abstract import AttentionMetadata
 from porter.runtime.diffusion.attention.layer import Attention

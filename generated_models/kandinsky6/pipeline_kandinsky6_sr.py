@@ -34,6 +34,7 @@ from typing import ClassVar
 import numpy as np
 import PIL
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
@@ -45,7 +46,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from porter.runtime.diffusion.data import DiffusionOutput, OmniDiffusionConfig

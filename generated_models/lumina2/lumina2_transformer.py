@@ -22,13 +22,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.attention import LuminaFeedForward
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps, apply_rotary_emb, get_1d_rotary_pos_embed
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.normalization import LuminaLayerNormContinuous, LuminaRMSNormZero
-from torch import nn
 
 from porter.runtime.diffusion.data import OmniDiffusionConfig
 from porter.runtime.model_executor.layers.layernorm import RMSNorm as VllmRMSNorm

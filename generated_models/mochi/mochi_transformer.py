@@ -17,7 +17,7 @@
 # Source: diffusers/models/embeddings.py sha256 512e9bb699552661ba5323b7a84f1d52a6f3ee0d1390bb35d69caeacd8caf903
 # Source: diffusers/models/transformers/transformer_mochi.py sha256 2ce641b7cd2f9c2b1cad59e1affd05923633d053e2bef672b62a608714dfad08
 # Source: diffusers/models/attention_processor.py sha256 59871fd4e66fc14a26f0e0464706ab24680e13dcd93161c55123678a5e671772
-# Rules: attention-layer, attention-sites, block-metadata, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins
+# Rules: attention-layer, attention-sites, block-metadata, engine-ada-layer-norm, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ from diffusers.models.activations import get_activation
 from diffusers.models.attention import FeedForward
 from diffusers.models.embeddings import PatchEmbed
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from diffusers.models.normalization import AdaLayerNormContinuous, RMSNorm
+from diffusers.models.normalization import RMSNorm
 from torch import nn
 
 from porter.runtime.diffusion.attention.backends.abstract import AttentionMetadata
 from porter.runtime.diffusion.attention.layer import Attention
 from porter.runtime.diffusion.data import OmniDiffusionConfig
+from porter.runtime.diffusion.layers.adalayernorm import AdaLayerNormContinuous as OmniAdaLayerNormContinuous
 from porter.runtime.model_executor.model_loader.weight_utils import default_weight_loader
 
 
@@ -964,13 +965,7 @@ class MochiTransformer3DModel(nn.Module):
             ]
         )
 
-        self.norm_out = AdaLayerNormContinuous(
-            inner_dim,
-            inner_dim,
-            elementwise_affine=False,
-            eps=1e-6,
-            norm_type="layer_norm",
-        )
+        self.norm_out = OmniAdaLayerNormContinuous(inner_dim, inner_dim, elementwise_affine=False, eps=1e-6)
         self.proj_out = nn.Linear(inner_dim, patch_size * patch_size * out_channels)
 
         self.gradient_checkpointing = False

@@ -21,11 +21,11 @@ import math
 from collections.abc import Iterable
 
 import torch
+import torch.nn as nn
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps, get_2d_sincos_pos_embed
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.normalization import AdaLayerNorm
-from torch import nn
 
 from porter.runtime.diffusion.attention.backends.abstract import AttentionMetadata
 from porter.runtime.diffusion.attention.layer import Attention

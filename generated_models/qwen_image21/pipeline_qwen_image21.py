@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
@@ -40,7 +41,6 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image as PILImage
-from torch import nn
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from porter.runtime.diffusion.data import DiffusionOutput, OmniDiffusionConfig

@@ -16,7 +16,7 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/models/attention.py sha256 1c387653405148e18f0d7972542d7ced68dd14f626ad8d5a433d91a9bcdf74e8
 # Source: diffusers/models/transformers/transformer_sd3.py sha256 ac1a1f5c63711f0fc301ef8a0c6a2c70c1085baf80f41b467240ac77b6826e15
-# Rules: attention-layer, attention-sites, block-metadata, engine-rms-norm, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins, specialise-attention
+# Rules: attention-layer, attention-sites, block-metadata, engine-ada-layer-norm, engine-rms-norm, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins, specialise-attention
 
 from collections.abc import Iterable
 from typing import Any
@@ -38,6 +38,8 @@ from torch import nn
 
 from porter.runtime.diffusion.attention.layer import Attention
 from porter.runtime.diffusion.data import OmniDiffusionConfig
+from porter.runtime.diffusion.layers.adalayernorm import AdaLayerNormContinuous as OmniAdaLayerNormContinuous
+from porter.runtime.diffusion.layers.adalayernorm import AdaLayerNormZero as OmniAdaLayerNormZero
 from porter.runtime.model_executor.layers.layernorm import RMSNorm as VllmRMSNorm
 from porter.runtime.model_executor.model_loader.weight_utils import default_weight_loader
 
@@ -409,7 +411,7 @@ class JointTransformerBlock(nn.Module):
         if use_dual_attention:
             self.norm1 = SD35AdaLayerNormZeroX(dim)
         else:
-            self.norm1 = AdaLayerNormZero(dim)
+            self.norm1 = OmniAdaLayerNormZero(dim)
 
         if context_norm_type == "ada_norm_continous":
             self.norm1_context = AdaLayerNormContinuous(
@@ -678,7 +680,7 @@ class SD3Transformer2DModel(nn.Module):
             ]
         )
 
-        self.norm_out = AdaLayerNormContinuous(self.inner_dim, self.inner_dim, elementwise_affine=False, eps=1e-6)
+        self.norm_out = OmniAdaLayerNormContinuous(self.inner_dim, self.inner_dim, elementwise_affine=False, eps=1e-6)
         self.proj_out = nn.Linear(self.inner_dim, patch_size * patch_size * self.out_channels, bias=True)
 
         self.gradient_checkpointing = False

@@ -42,7 +42,10 @@ def test_what_no_hunk_shows_stands_in_the_source(name):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("QwenImageEditPipeline", {"classic-attention", "pre-process-hook", "post-process-hook", "template:support"}),
+        (
+            "QwenImageEditPipeline",
+            {"specialise-attention", "pre-process-hook", "post-process-hook", "template:support"},
+        ),
         ("FluxPipeline", {"fold-processor", "engine-ada-layer-norm", "template:post_process"}),
     ],
 )

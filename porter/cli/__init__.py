@@ -11,6 +11,7 @@ from porter.cli.check import check
 from porter.cli.common import Failure, complain
 from porter.cli.convert import convert
 from porter.cli.diff import diff
+from porter.cli.explain import explain
 from porter.cli.listing import list_
 from porter.cli.parity import parity
 from porter.cli.run import run
@@ -28,6 +29,7 @@ app.command("list")(list_)
 app.command("convert")(convert)
 app.command("check")(check)
 app.command("diff")(diff)
+app.command("explain")(explain)
 app.command("parity")(parity)
 app.command("run")(run)
 

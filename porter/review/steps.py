@@ -15,7 +15,7 @@ from porter.rules.history import STEPS
 OTHERS = {
     "header": "Licence of the source, then where the file comes from.",
     "imports": "Imports of what the file uses; those of the engine follow the target.",
-    "not-needed": "Nothing in the port refers to it.",
+    "not-needed": "Nothing in the port refers to it any more.",
     "template:support": "What the pipelines of a family share: request arguments, loading of components.",
     "template:__init__": "Makes the family a package.",
     "template:example": "A script that runs the port.",

@@ -1,0 +1,1 @@
+"""Ported pipelines of the ltx2 family."""

@@ -1,1 +1,0 @@
-"""Ported pipelines of the ltx_video family."""

@@ -1,1 +1,0 @@
-"""Ported pipelines of the stable_audio3_dit family."""

@@ -1,0 +1,1 @@
+"""Ported pipelines of the stable_audio_3 family."""
