@@ -22,7 +22,7 @@ from porter.source import SourceError, SourceTree
 from porter.targets import get_target
 
 if TYPE_CHECKING:
-    from porter.port import Converter, Port
+    from porter.port import Converter
 
 
 @dataclass
@@ -54,14 +54,6 @@ class Outcome:
     def clean(self) -> bool:
         """No residue that results can depend on."""
         return not any(entry["affects_results"] for entry in self.residue)
-
-    def port(self) -> Port:
-        """The port as an object, as :func:`porter.port.write_ports` takes it."""
-        from porter.port import Port
-        from porter.rules.engine import Residue
-
-        residue = [Residue(**entry) for entry in self.residue]
-        return Port(self.name, self.family, self.stem, self.files, residue, self.features, self.dropped, self.texts)
 
     def describe(self) -> dict[str, Any]:
         """What is told about it: everything but the texts."""

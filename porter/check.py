@@ -11,7 +11,7 @@ from pathlib import Path
 
 from porter.batch import Outcome, Progress, convert_batch
 from porter.cache import Cache
-from porter.emit.write import OutputError, read_registry
+from porter.emit.write import OutputError, read_registry, write_ports
 from porter.source import SourceTree
 from porter.targets import get_target, target_names
 
@@ -98,10 +98,11 @@ def _check_one(
     result: CheckResult,
 ) -> None:
     names = sorted(read_registry(models)["_DIFFUSION_MODELS"])
-    for name in names:
-        tree.find_pipeline(name)
     target = target_of(models)
     cache = Cache(tree.root, target) if use_cache else None
+    for name in names:
+        if cache is None or not cache.has(f"port-{name}"):
+            tree.find_pipeline(name)
     outcomes = convert_batch(names, tree, target, jobs, cache, progress(len(names)) if progress else None)
     result.pipelines += len(names)
     result.errors.update({outcome.name: outcome.error for outcome in outcomes if not outcome.converted})
@@ -122,10 +123,8 @@ def _check_one(
 
 def expected_files(outcomes: list[Outcome]) -> dict[str, str]:
     """What ``write_ports`` writes into an empty folder."""
-    from porter.port import write_ports
-
     with tempfile.TemporaryDirectory(prefix="porter-check-") as scratch:
-        write_ports(Path(scratch), [outcome.port() for outcome in outcomes])
+        write_ports(Path(scratch), outcomes)
         return {p.relative_to(scratch).as_posix(): p.read_text("utf-8") for p in sorted(Path(scratch).rglob("*.py"))}
 
 

@@ -12,15 +12,7 @@ from porter.emit.hooks import post_process_text, pre_process_text
 from porter.emit.module import render
 from porter.emit.names import family, pipeline_stem, transformer_stem
 from porter.emit.templates import fill
-from porter.emit.write import (
-    OutputError,
-    Registry,
-    check_folder,
-    read_registry,
-    registry_text,
-    reserved,
-    write_files,
-)
+from porter.emit.write import OutputError, check_folder, write_ports
 from porter.facts.pipeline import PipelineFacts, pipeline_facts
 from porter.rules.build import SUPPORT, Builder, PortedFile
 from porter.rules.engine import Residue
@@ -231,27 +223,3 @@ def convert_all(
     if folder is not None:
         write_ports(folder, ports)
     return ports
-
-
-def write_ports(folder: Path, ports: list[Port]) -> None:
-    """Write ports and the registry that names them, merged with the registry that is there."""
-    with reserved(folder):
-        tables = read_registry(folder)
-        files: dict[str, str] = {}
-        for port in ports:
-            files.update(port.texts)
-            _register(tables, port)
-        files["registry.py"] = registry_text(tables)
-        files.setdefault("__init__.py", '"""Generated vLLM-Omni models."""\n')
-        write_files(folder, files)
-
-
-def _register(tables: Registry, port: Port) -> None:
-    module = f"pipeline_{port.stem}"
-    tables["_DIFFUSION_MODELS"][port.name] = (port.family, module, port.name)
-    for table, kind in (("_DIFFUSION_PRE_PROCESS_FUNCS", "pre"), ("_DIFFUSION_POST_PROCESS_FUNCS", "post")):
-        function = f"get_{port.stem}_{kind}_process_func"
-        if f"def {function}(" in port.texts[f"{port.family}/{module}.py"]:
-            tables[table][port.name] = function
-        else:
-            tables[table].pop(port.name, None)

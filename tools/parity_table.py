@@ -48,8 +48,8 @@ def main() -> None:
 
 def compare(converter: Any, name: str, cases: list[str]) -> dict[str, Any]:
     """Convert one pipeline and run its cases; a failure of either is a result, not an error."""
+    from porter.emit.write import write_ports
     from porter.parity import run_parity
-    from porter.port import write_ports
 
     with tempfile.TemporaryDirectory() as folder:
         try:

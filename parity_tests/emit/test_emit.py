@@ -14,8 +14,17 @@ from hypothesis import strategies as st
 from porter.emit.format import FormatError
 from porter.emit.module import import_lines
 from porter.emit.names import family, model_stem, pipeline_stem, snake, transformer_stem
-from porter.emit.write import TABLES, OutputError, check_folder, read_registry, registry_text, reserved, write_files
-from porter.port import Converter, Port, write_ports
+from porter.emit.write import (
+    TABLES,
+    OutputError,
+    check_folder,
+    read_registry,
+    registry_text,
+    reserved,
+    write_files,
+    write_ports,
+)
+from porter.port import Converter, Port
 from porter.rules.build import PortedFile
 from porter.source import SourceError, SourceTree
 from porter.targets import get_target

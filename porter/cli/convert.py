@@ -110,9 +110,9 @@ def _write(folder: Path, outcomes: list[Outcome]) -> bool:
 
     stale = [outcome for outcome in outcomes if not is_there(outcome)]
     if stale:
-        from porter.port import write_ports
+        from porter.emit.write import write_ports
 
-        write_ports(folder, [outcome.port() for outcome in stale])
+        write_ports(folder, stale)
     return bool(stale)
 
 

@@ -11,9 +11,10 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from porter.emit.format import format_folder
 from porter.emit.templates import fill
@@ -59,6 +60,44 @@ def read_registry(folder: Path) -> Registry:
     except (SyntaxError, ValueError) as error:
         raise OutputError(f"{file} is no registry that porter wrote ({error}); move it away.") from error
     return tables
+
+
+class Written(Protocol):
+    """What is written of a port: see :class:`porter.port.Port`."""
+
+    name: str
+    family: str
+    stem: str
+    texts: dict[str, str]
+
+
+def write_ports(folder: Path, ports: Sequence[Written]) -> None:
+    """Write ports and the registry that names them, merged with the registry that is there.
+
+    Raises:
+        OutputError: the folder cannot be used.
+        FormatError: a text is not Python; nothing was written.
+    """
+    with reserved(folder):
+        tables = read_registry(folder)
+        files: dict[str, str] = {}
+        for port in ports:
+            files.update(port.texts)
+            _register(tables, port)
+        files[REGISTRY] = registry_text(tables)
+        files.setdefault("__init__.py", '"""Generated vLLM-Omni models."""\n')
+        write_files(folder, files)
+
+
+def _register(tables: Registry, port: Written) -> None:
+    module = f"pipeline_{port.stem}"
+    tables["_DIFFUSION_MODELS"][port.name] = (port.family, module, port.name)
+    for table, kind in (("_DIFFUSION_PRE_PROCESS_FUNCS", "pre"), ("_DIFFUSION_POST_PROCESS_FUNCS", "post")):
+        function = f"get_{port.stem}_{kind}_process_func"
+        if f"def {function}(" in port.texts[f"{port.family}/{module}.py"]:
+            tables[table][port.name] = function
+        else:
+            tables[table].pop(port.name, None)
 
 
 def write_files(folder: Path, files: dict[str, str]) -> list[Path]:

@@ -8,8 +8,10 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import libcst as cst
+if TYPE_CHECKING:
+    import libcst as cst
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Definition:
 
     def parse(self) -> cst.ClassDef | cst.FunctionDef | cst.SimpleStatementLine:
         """The libcst tree of this definition alone; a file is never parsed whole for one of its classes."""
+        import libcst as cst  # takes longer than all that asks for no tree
+
         statement = cst.parse_module(self.code).body[0]
         comments = [cst.EmptyLine(comment=cst.Comment(line)) for line in self.comments]
         return statement.with_changes(leading_lines=comments)  # type: ignore[return-value]
