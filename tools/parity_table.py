@@ -1,16 +1,20 @@
 """Make the parity table: every pipeline that has a tiny checkpoint, converted afresh and compared with diffusers.
 
-    python tools/parity_table.py [--cases plain …] [--only NAME …] [--resume]
+    python tools/parity_table.py [--cases NAME …] [--only NAME …] [--resume] [--details DIR] [--table]
 
-Writes ``porter/parity/data/results.json`` (``porter list`` shows it) and ``docs/parity.md``. Each pipeline is converted
-into a folder of its own, so that one that fails does not keep the others from being compared.
+Writes ``porter/parity/data/results.json`` (``porter list`` shows it) after each pipeline and ``docs/parity.md`` at the
+end. Each pipeline is converted into a folder of its own, so that one that fails does not keep the others from being
+compared. ``--resume`` goes on where a run was stopped; ``--table`` only writes the page again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +25,12 @@ TABLE = ROOT / "docs" / "parity.md"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cases", nargs="+", default=["plain"])
-    parser.add_argument("--only", nargs="+", default=None)
+    parser.add_argument("--cases", nargs="+", default=None, help="cases to run; default: all that apply")
+    parser.add_argument("--only", nargs="+", default=None, help="pipelines to run; default: all")
     parser.add_argument("--resume", action="store_true", help="leave out what the results already hold")
+    parser.add_argument("--details", type=Path, help="folder for the full report of each pipeline")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="run nothing, write the page from the results")
     args = parser.parse_args()
     from porter.listing import live_pipelines
     from porter.parity.checkpoint import available
@@ -32,21 +39,34 @@ def main() -> None:
     from porter.targets import get_target
 
     converter = Converter(SourceTree(), get_target("porter"))
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    results: dict[str, Any] = json.loads(args.results.read_text()) if args.results.is_file() else {}
     live = live_pipelines(converter.tree)
     have = set(available())
-    for name in args.only or sorted(set(live) | have):
-        if args.resume and name in results:
+    # What the bar is about comes first.
+    names = args.only or sorted(set(live) | have, key=lambda name: (name not in live, name))
+    for name in names if not args.table else ():
+        if args.resume and _held(results.get(name), args.cases):
             continue
-        results[name] = compare(converter, name, args.cases) if name in have else {"verdict": "not tested"}
+        started = time.perf_counter()
+        if name in have:
+            merge(results.setdefault(name, {}), compare(converter, name, args.cases, args.details), args.cases is None)
+        else:
+            results[name] = {"verdict": "not tested"}
         results[name]["transformer"] = name in live
-        print(name, results[name]["verdict"], results[name].get("reason", ""), flush=True)
-        RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+        verdict, reason = results[name]["verdict"], results[name].get("reason", "")
+        print(f"{name} {verdict} {reason} ({time.perf_counter() - started:.0f} s)", flush=True)
+        args.results.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
     TABLE.parent.mkdir(exist_ok=True)
     TABLE.write_text(table(results, converter.tree.version))
 
 
-def compare(converter: Any, name: str, cases: list[str]) -> dict[str, Any]:
+def _held(result: dict[str, Any] | None, cases: list[str] | None) -> bool:
+    if result is None:
+        return False
+    return result.get("complete", False) if cases is None else set(cases) <= set(result.get("cases", {}))
+
+
+def compare(converter: Any, name: str, cases: list[str] | None, details: Path | None = None) -> dict[str, Any]:
     """Convert one pipeline and run its cases; a failure of either is a result, not an error."""
     from porter.emit.write import write_ports
     from porter.parity import run_parity
@@ -60,44 +80,109 @@ def compare(converter: Any, name: str, cases: list[str]) -> dict[str, Any]:
             report = run_parity(name, models_dir=folder, cases=cases)
         except Exception as error:  # noqa: BLE001
             return {"verdict": "does not run", "reason": _line(error)}
-    found: dict[str, Any] = {"verdict": report.verdict, "reason": _line(report.reason)}
-    found["cases"] = {
-        case.name: {"verdict": case.verdict, "largest_difference": case.largest_difference} for case in report.cases
-    }
-    first = next((case.first_difference for case in report.cases if case.first_difference is not None), None)
-    if first is not None:
-        found["first_difference"] = str(getattr(first, "stage", first))[:200]
+    if details is not None:
+        details.mkdir(parents=True, exist_ok=True)
+        (details / f"{name}.json").write_text(report.to_json())
+    found: dict[str, Any] = {"verdict": report.verdict, "reason": _line(report.reason), "cases": {}}
+    for case in report.cases:
+        held: dict[str, Any] = {"verdict": case.verdict, "largest_difference": case.largest_difference}
+        if case.verdict == "rejected alike":
+            held["error"] = _line(case.reference_error)
+        elif not case.passed:
+            held["first_difference"] = case.first_difference.stage if case.first_difference else ""
+            held["error"] = _line(case.port_error or case.reference_error)
+        found["cases"][case.name] = held
     return found
+
+
+def merge(held: dict[str, Any], found: dict[str, Any], complete: bool) -> None:
+    """Put what was found into what is held: cases that were not run again keep their results."""
+    cases = {} if complete else held.get("cases", {})
+    cases |= found.get("cases", {})
+    held |= {**found, "cases": cases, "complete": complete or held.get("complete", False)}
+    if held["verdict"] == "parity" and any(case["verdict"] == "differs" for case in cases.values()):
+        held["verdict"] = "differs"
 
 
 def _line(error: object) -> str:
     return " ".join(str(error).split())[:200]
 
 
+# Column of the table, and how the cases in it are named.
+COLUMNS = {
+    "plain": ("plain",),
+    "batch": ("two prompts",),
+    "prompts": ("untidy", "negative", "embeddings"),
+    "guidance": ("guidance",),
+    "sizes": ("taller", "wider"),
+    "output types": ("output",),
+    "per prompt": ("two per prompt",),
+    "strength": ("half",),
+    "defaults": ("defaults", "all defaults"),
+    "others": ("",),
+}
+
+
 def table(results: dict[str, Any], version: str) -> str:
     """The results as a Markdown page."""
     rows = []
     for name, result in sorted(results.items()):
-        cases = ", ".join(f"{case}: {held['verdict']}" for case, held in result.get("cases", {}).items())
-        differences = [held["largest_difference"] for held in result.get("cases", {}).values()]
-        largest = f"{max(differences):.3g}" if differences else ""
-        kind = "transformer" if result.get("transformer") else "UNet or other"
-        reason = result.get("reason", "").replace("|", "\\|")
-        rows.append(f"| {name} | {kind} | {result['verdict']} | {largest} | {cases} | {reason} |")
-    transformer = [r for r in results.values() if r.get("transformer")]
-    reached = sum(r["verdict"] == "parity" for r in transformer)
-    other = [r for r in results.values() if not r.get("transformer")]
-    reached_other = sum(r["verdict"] == "parity" for r in other)
+        columns: dict[str, list[dict[str, Any]]] = {column: [] for column in COLUMNS}
+        for case, held in result.get("cases", {}).items():
+            columns[next(key for key, starts in COLUMNS.items() if case.startswith(starts))].append(held)
+        kind = "" if result.get("transformer") else " \\*"
+        cells = " | ".join(_cell(held) for held in columns.values())
+        rows.append(f"| {name}{kind} | {result['verdict']} | {cells} |")
+    reasons = [f"- {name}, {text}" for name, result in sorted(results.items()) for text in _reasons(result)]
+    transformer = [result for result in results.values() if result.get("transformer")]
+    other = [result for result in results.values() if not result.get("transformer")]
+    cases = [case for result in results.values() for case in result.get("cases", {}).values()]
+    alike = sum(case["verdict"] == "rejected alike" for case in cases)
+    equal = sum(case["verdict"] == "parity" for case in cases)
     return (
         "# Parity\n\n"
-        f"diffusers {version}, tiny random checkpoints, float32 on the CPU, one thread: largest difference over "
-        "all stages.\nMade by `python tools/parity_table.py`.\n\n"
-        f"Transformer pipelines: {reached} of {len(transformer)} at difference 0. "
-        f"Others: {reached_other} of {len(other)}.\n\n"
-        "| pipeline | denoiser | verdict | largest difference | cases | reason |\n|---|---|---|--:|---|---|\n"
+        f"diffusers {version}, tiny random checkpoints, float32 on the CPU, one thread: largest absolute difference "
+        "over all stages of\nall calls of a kind. Made by `python tools/parity_table.py`.\n\n"
+        f"Transformer pipelines: {_reached(transformer)} of {len(transformer)} at difference 0 in all their cases. "
+        f"Others (\\*): {_reached(other)} of {len(other)}.\n"
+        f"{len(cases)} calls: {equal} at difference 0, {alike} that diffusers refuses and the port refuses in the "
+        f"same words, {len(cases) - equal - alike} that differ.\n\n"
+        "A cell is the largest difference of the calls of that kind; `refused n` counts those that both refuse; "
+        "– means that\nthe pipeline has no such call.\n\n"
+        f"| pipeline | verdict | {' | '.join(COLUMNS)} |\n|---|---|{'--:|' * len(COLUMNS)}\n"
         + "\n".join(rows)
         + "\n"
+        + ("\n## What is not at difference 0\n\n" + "\n".join(reasons) + "\n" if reasons else "")
     )
+
+
+def _reached(results: Iterable[dict[str, Any]]) -> int:
+    return sum(result["verdict"] == "parity" and result.get("complete", False) for result in results)
+
+
+def _cell(held: list[dict[str, Any]]) -> str:
+    computed = [case["largest_difference"] for case in held if case["verdict"] != "rejected alike"]
+    refused = len(held) - len(computed)
+    failed = any(case["verdict"] not in ("parity", "rejected alike") for case in held)
+    parts = []
+    if computed:
+        worst = max(computed)
+        parts.append(f"**{'differs' if math.isinf(worst) or not worst else f'{worst:.3g}'}**" if failed else f"{worst:.3g}")
+    if refused:
+        parts.append(f"refused {refused}")
+    return ", ".join(parts) or "–"
+
+
+def _reasons(result: dict[str, Any]) -> list[str]:
+    texts = [f"{result['verdict']}: {result['reason']}"] if result.get("reason") else []
+    for case, held in result.get("cases", {}).items():
+        if held["verdict"] not in ("parity", "rejected alike"):
+            where = held.get("first_difference") or "no output"
+            error = f" ({held['error']})" if held.get("error") else ""
+            texts.append(f"{case}: {held['verdict']} at {where}{error}")
+    if not texts and result["verdict"] not in ("parity", "differs"):
+        texts.append(result["verdict"])
+    return [text.replace("|", "\\|") for text in texts]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def post_process_text(stem: str, pipeline: str, hook: PostProcess) -> str:
     variables = [variable for _, variable in hook.outputs]
     several = len(hook.outputs) > 1
     raw = {variable: variable if several else "output" for variable in variables}
-    processed = {v: hook.calls[v].format(raw[v]) if v in hook.calls else raw[v] for v in variables}
+    processed = {v: _call(*hook.calls[v], raw[v]) if v in hook.calls else raw[v] for v in variables}
     return fill(
         "post_process.py.j2",
         stem=stem,
@@ -43,6 +43,10 @@ def pre_process_text(stem: str, pipeline: str, hook: PreProcess) -> str:
         body=hook.body,
         outputs=hook.outputs,
     )
+
+
+def _call(function: str, arguments: str, value: str) -> str:
+    return f"{function}({value}, {arguments})" if arguments else f"{function}({value})"
 
 
 def _result(hook: PostProcess, values: dict[str, str]) -> str:

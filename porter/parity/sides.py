@@ -98,18 +98,20 @@ def rejection(error: BaseException | None) -> str:
 
 
 @contextlib.contextmanager
-def restored(pipeline: Any) -> Iterator[None]:
-    """Give the pipeline back the attributes that it had before the block.
+def restored(pipeline: Any, before: dict[str, Any]) -> Iterator[None]:
+    """Give the pipeline the attributes ``before`` for the block, and those it has now after it.
 
-    Some pipelines keep an embedding between calls. With its extra run undone, the reference has seen the same calls as
-    the port, and what either keeps from one call to the next can be compared.
+    Some pipelines keep an embedding between calls. A repeated call has to start where the first one started, and must
+    not leave a trace, so that what reference and port keep from one case to the next can be compared.
     """
-    before = dict(vars(pipeline))
+    now = dict(vars(pipeline))
+    vars(pipeline).clear()
+    vars(pipeline).update(before)
     try:
         yield
     finally:
         vars(pipeline).clear()
-        vars(pipeline).update(before)
+        vars(pipeline).update(now)
 
 
 @contextlib.contextmanager

@@ -22,18 +22,18 @@ class PostProcess:
 
     Attributes:
         outputs: (field of diffusers' output, local variable in forward), in order.
-        calls: local variable to the processing call, with ``output`` for its input.
+        calls: local variable to the processing call: function, and the arguments after the first one.
         processors: attribute name to the expression that builds the processor.
         default: source text of the default ``output_type``.
-        untouched: when the output is handed on as it is, in terms of ``output_type``.
+        untouched: when the output is handed on as it is, in terms of ``output_type``; empty: never.
         settings: pipeline settings that the processors are built with, and their defaults.
     """
 
     outputs: list[tuple[str, str]] = field(default_factory=list)
-    calls: dict[str, str] = field(default_factory=dict)
+    calls: dict[str, tuple[str, str]] = field(default_factory=dict)
     processors: dict[str, str] = field(default_factory=dict)
     default: str = '"pil"'
-    untouched: str = 'output_type == "latent"'
+    untouched: str = ""
     needs: list[str] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
 
@@ -125,6 +125,11 @@ class PostProcessHook(Rule):
         if not targets <= {variable for _, variable in hook.outputs}:
             ctx.report(line, "post-processing stays in forward: its result is not what is returned")
             return forward, hook
+        skipped = {_skipped_when(forward, assign) for assign in movable}
+        if None in skipped or len(skipped) != 1:
+            ctx.report(line, "post-processing stays in forward: more than the output type decides whether it runs")
+            return forward, hook
+        hook.untouched = skipped.pop() or ""
         if any(not self._construction(hook, _processor_of(a)) for a in movable):
             ctx.report(line, "post-processing stays in forward: its processor is not built by a plain call")
             return forward, PostProcess(default=hook.default)
@@ -132,7 +137,6 @@ class PostProcessHook(Rule):
             call = assign.value
             assert isinstance(call, cst.Call)
             self._record(ctx, hook, code(assign.targets[0].target), call)
-            hook.untouched = _skipped_when(forward, assign) or hook.untouched
         if not hook.calls:
             return forward, hook
         ctx.used(self)
@@ -142,13 +146,11 @@ class PostProcessHook(Rule):
     def _movable(self, assign: cst.Assign, forward: cst.FunctionDef, hook: PostProcess) -> bool:
         call = assign.value
         assert isinstance(call, cst.Call)
-        for arg in call.args:
-            keyword = arg.keyword.value if arg.keyword else None
-            if keyword == "output_type" and code(arg.value) != "output_type":
-                return False
-            if keyword not in (None, "output_type", "image", "images", "video", "audio"):
-                if names_in(arg.value):
-                    return False
+        if not call.args or any(set(names_in(arg.value)) - {"output_type"} for arg in call.args[1:]):
+            return False
+        first = call.args[0].keyword
+        if first is not None and first.value == "output_type":
+            return False
         target = code(assign.targets[0].target)
         reads = _reads_after(forward, assign, target)
         return not reads
@@ -159,9 +161,8 @@ class PostProcessHook(Rule):
         attribute = processor.split(".")[1]
         if attribute not in hook.processors:
             hook.processors[attribute] = self._construction(hook, attribute)
-        rest = [f"{a.keyword.value}={code(a.value)}" for a in call.args[1:] if a.keyword]
-        name = processor.split(".")[-1]
-        hook.calls[variable] = f"{attribute}.{name}({', '.join(['{}', *rest])})"
+        rest = [f"{a.keyword.value}={code(a.value)}" if a.keyword else code(a.value) for a in call.args[1:]]
+        hook.calls[variable] = (processor.removeprefix("self."), ", ".join(rest))
 
     def _construction(self, hook: PostProcess, attribute: str) -> str:
         assigns = nodes(self.init, cst.Assign) if self.init else []
@@ -195,16 +196,53 @@ def _is_post_process(assign: cst.Assign) -> bool:
 
 
 def _skipped_when(forward: cst.FunctionDef, assign: cst.Assign) -> str | None:
-    """The test on ``output_type`` that decides against a processing call, if one does."""
-    for node in nodes(forward.body, cst.If):
-        if "output_type" not in code(node.test) or names_in(node.test) != ("output_type",):
-            continue
-        test = code(node.test)
-        if any(other is assign for other in nodes(node.body, cst.Assign)):
-            return test.removeprefix("not ") if test.startswith("not ") else f"not ({test})"
-        if node.orelse is not None and any(other is assign for other in nodes(node.orelse, cst.Assign)):
-            return test
-    return None
+    """The test on ``output_type`` that decides against a processing call.
+
+    Empty: nothing decides against it. None: something else than ``output_type`` has a say in it, or it is repeated.
+    """
+    tests = []
+    block: Any = forward.body
+    while block is not None:
+        inner = None
+        for item in block.body:
+            if _holds(item, assign):
+                inner = item
+                break
+            if isinstance(item, cst.If) and item.orelse is None and _on_output_type(item) and _ends(item.body):
+                tests.append(code(item.test))
+        if isinstance(inner, cst.If):
+            if not _on_output_type(inner):
+                return None
+            taken = _holds(inner.body, assign)
+            tests.append(_negated(inner.test) if taken else code(inner.test))
+            other = inner.orelse
+            if not taken and not isinstance(other, cst.Else):
+                return None
+            block = inner.body if taken else other.body  # type: ignore[union-attr]
+        elif isinstance(inner, cst.SimpleStatementLine):
+            block = None
+        else:
+            return None
+    return " or ".join(tests)
+
+
+def _negated(test: cst.BaseExpression) -> str:
+    if isinstance(test, cst.UnaryOperation) and isinstance(test.operator, cst.Not):
+        return code(test.expression)
+    return f"not ({code(test)})"
+
+
+def _on_output_type(node: cst.If) -> bool:
+    return set(names_in(node.test)) == {"output_type"}
+
+
+def _ends(block: cst.BaseSuite) -> bool:
+    last = block.body[-1] if block.body else None
+    return isinstance(last, cst.SimpleStatementLine) and isinstance(last.body[-1], cst.Return | cst.Raise)
+
+
+def _holds(node: cst.CSTNode, assign: cst.Assign) -> bool:
+    return any(other is assign for other in nodes(node, cst.Assign))
 
 
 def _processor_of(assign: cst.Assign) -> str:
