@@ -86,6 +86,8 @@ def compare(converter: Any, name: str, cases: list[str] | None, details: Path | 
     found: dict[str, Any] = {"verdict": report.verdict, "reason": _line(report.reason), "cases": {}}
     for case in report.cases:
         held: dict[str, Any] = {"verdict": case.verdict, "largest_difference": case.largest_difference}
+        if case.stopped:
+            held["stopped"] = True
         if case.verdict == "rejected alike":
             held["error"] = _line(case.reference_error)
         elif not case.passed:
@@ -147,8 +149,9 @@ def table(results: dict[str, Any], version: str) -> str:
         f"Others (\\*): {_reached(other)} of {len(other)}.\n"
         f"{len(cases)} calls: {equal} at difference 0, {alike} that diffusers refuses and the port refuses in the "
         f"same words, {len(cases) - equal - alike} that differ.\n\n"
-        "A cell is the largest difference of the calls of that kind; `refused n` counts those that both refuse; "
-        "– means that\nthe pipeline has no such call.\n\n"
+        "A cell is the largest difference of the calls of that kind; `refused n` counts those that both refuse, "
+        "`begun n` those\nthat were compared up to their first large tensor only, as they take sizes that diffusers "
+        "chooses; – means that the\npipeline has no such call.\n\n"
         f"| pipeline | verdict | {' | '.join(COLUMNS)} |\n|---|---|{'--:|' * len(COLUMNS)}\n"
         + "\n".join(rows)
         + "\n"
@@ -168,6 +171,8 @@ def _cell(held: list[dict[str, Any]]) -> str:
     if computed:
         worst = max(computed)
         parts.append(f"**{'differs' if math.isinf(worst) or not worst else f'{worst:.3g}'}**" if failed else f"{worst:.3g}")
+    if begun := sum(case.get("stopped", False) for case in held):
+        parts.append(f"begun {begun}")
     if refused:
         parts.append(f"refused {refused}")
     return ", ".join(parts) or "–"

@@ -27,8 +27,10 @@ _COMPONENT_METHODS = ("encode", "decode", "generate")
 _SCHEDULER_METHODS = ("step", "add_noise", "scale_noise")
 _PROCESSOR_METHODS = ("preprocess", "preprocess_video", "postprocess", "postprocess_video")
 
-# Values in a tensor above which an early-stopped run does not wait for a VAE.
+# Values in a tensor above which an early-stopped run does not wait for a VAE, and above which no run goes on: some
+# pipelines enlarge what they are given to a megapixel, and what can be compared has been compared by then.
 _LARGE = 2**18
+_TOO_LARGE = 2**20
 
 
 class Enough(BaseException):
@@ -63,7 +65,7 @@ class Capture:
     error: BaseException | None = None
     watched: set[str] = field(default_factory=set)
     stopped: bool = False
-    """Whether the run was ended on purpose before its first prediction."""
+    """Whether the run was ended on purpose: before its first prediction, or before a call that would be long."""
     _counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, kind: str, values: dict[str, Leaf], raw: Any = None) -> None:
@@ -109,7 +111,7 @@ def capture(pipeline: Any, methods: set[str] | None = None, stop: bool = False) 
         pipeline: the reference or the port.
         methods: which of the pipeline's own methods are watched; None: all that are stages.
         stop: raise :class:`Enough` instead of the first prediction, whose arguments are recorded, and instead of
-            encoding or decoding anything large.
+            encoding or decoding anything large. What is too large for a comparison ends the run in any case.
     """
     record = Capture()
     parts = components(pipeline)
@@ -175,7 +177,7 @@ def _watch_module(stack: contextlib.ExitStack, record: Capture, name: str, modul
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         values = flatten(bind(module.forward, args, kwargs), "args")
-        if stop and is_denoiser(module):
+        if is_denoiser(module) and (stop or _size(values) > _TOO_LARGE):
             record.stop(name, "component", values)
         pending.append((values, (clone_tree(args), clone_tree(kwargs))))
 
@@ -201,13 +203,18 @@ def _watch_codec(
     @functools.wraps(original)
     def watched(*args: Any, **kwargs: Any) -> Any:
         values = flatten(bind(original, args, kwargs), "args")
-        if stop and any(isinstance(leaf, torch.Tensor) and leaf.numel() > _LARGE for leaf in values.values()):
+        if _size(values) > (_LARGE if stop else _TOO_LARGE):
             record.stop(f"{name}.{method}", "codec", values)
         result = original(*args, **kwargs)
         record.add(f"{name}.{method}", "codec", values | flatten(result, "result"))
         return result
 
     _replace(stack, module, method, watched)
+
+
+def _size(values: dict[str, Leaf]) -> int:
+    """Values in the largest tensor."""
+    return max((leaf.numel() for leaf in values.values() if isinstance(leaf, torch.Tensor)), default=0)
 
 
 def _watch_scheduler(

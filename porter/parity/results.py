@@ -42,6 +42,8 @@ class CaseResult(BaseModel):
     unobserved: list[str] = Field(default_factory=list)
     """Stages that the reference has and the port does not show; the stages behind them were compared."""
     largest_difference: float = 0.0
+    stopped: bool = False
+    """Whether the comparison ended before the output: at the first prediction, or before a call that would be long."""
     reference_error: str = ""
     port_error: str = ""
     seconds_reference: float = 0.0

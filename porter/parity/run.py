@@ -122,7 +122,7 @@ def run_case(
     started = time.perf_counter()
     first = reference.run(decode(recipe, tensors), methods, case.first_call_only)
     result.seconds_reference = time.perf_counter() - started
-    result.reference_error = rejection(first.error)
+    result.reference_error, result.stopped = rejection(first.error), first.stopped
     started = time.perf_counter()
     theirs = port.run(decode(recipe, tensors), methods, case.first_call_only)
     result.seconds_port = time.perf_counter() - started

@@ -19,9 +19,9 @@ _SENSIBLE = 1e4
 
 
 def component_class(library: str, name: str) -> type:
-    """The class that ``[library, name]`` of a model_index.json stands for."""
-    known = ("diffusers", "transformers")
-    module = importlib.import_module(library if library in known else f"diffusers.pipelines.{library}")
+    """The class that ``[library, name]`` of a model_index.json stands for; a diffusers pipeline is a library too."""
+    own = hasattr(importlib.import_module("diffusers.pipelines"), library)
+    module = importlib.import_module(f"diffusers.pipelines.{library}" if own else library)
     return getattr(module, name)
 
 

@@ -19,6 +19,8 @@ from porter.targets import Symbols
 # Devices and packages that have their own path in diffusers; in the engine that is the platform's business.
 UNAVAILABLE = ("is_torch_xla_available", "is_torch_npu_available", "is_xformers_available", "torch.is_grad_enabled")
 MODELS = "diffusers.models."
+# Names of the engine that rules write into rewritten definitions; no definition of diffusers keeps one of them.
+ENGINE_NAMES = ("Attention", "AttentionMetadata")
 # The file of a family that holds what its pipelines share; rules ask for its names with an empty module.
 SUPPORT = "support"
 
@@ -121,7 +123,7 @@ class Builder:
         if node is None:
             return name
         parts = [*ctx.extra.values(), node]
-        for needed in dict.fromkeys(n for item in parts for n in names_in(item)):
+        for needed in dict.fromkeys([*(n for item in parts for n in names_in(item)), *sorted(ctx.also)]):
             emitted = self._need(needed, definition, ctx)
             self._link(definition.module.name, emitted or needed)
             if emitted and emitted != needed:
@@ -146,10 +148,10 @@ class Builder:
             self._edges.setdefault(module, set()).add(held[0])
 
     def _free_name(self, definition: Definition) -> str:
-        """The definition's name, or one with the stem of its module where another module's definition has it."""
+        """The definition's name, or one with the stem of its module where something else has it."""
         name = definition.name
         held = self._done.get(name)
-        if held is None or self._identical(name, held[0], definition):
+        if name not in ENGINE_NAMES and (held is None or self._identical(name, held[0], definition)):
             return name
         stem = definition.module.name.split(".")[-1].removeprefix("transformer_")
         return f"{name}_{stem}"

@@ -60,6 +60,7 @@ class Context:
         root: the source file that the port's file is made for.
         vendored: the definition is taken over as it is, since the target's diffusers lacks it.
         recorder: keeps the text after each step, where someone asked for it.
+        also: names of the source file that the port needs outside of the rewritten definition (in a hook).
     """
 
     tree: SourceTree
@@ -74,6 +75,7 @@ class Context:
     root: SourceModule | None = None
     vendored: bool = False
     recorder: Recorder | None = None
+    also: set[str] = field(default_factory=set)
 
     def record(self, step: str, node: Any) -> None:
         """Keep the text after a step (see :class:`Recorder`)."""

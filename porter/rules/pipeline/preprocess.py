@@ -171,6 +171,7 @@ class PreProcessHook(Rule):
         local = {name for i in used for name in effects[i].writes} | params
         if local & set(setup):
             raise Unmovable("a local variable has the name of an attribute")
+        ctx.also |= {name for i in used for name in effects[i].reads} & (known - local)
         hook.setup += [f"{name} = {text}" for name, text in setup.items() if f"{name} = {text}" not in hook.setup]
         reads = {name for i in used for name in effects[i].reads} & params
         for parameter in self.facts.parameters:
