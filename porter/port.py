@@ -102,7 +102,8 @@ class Converter:
                 text, built = self._model(model)
                 self._take(port, f"{stem}.py", text, built)
         rewriter = PipelineRewriter(facts)
-        builder = Builder(self.tree, self.target.symbols, rewriter, relative, inline=False, record=self._record)
+        public, record = facts.argument_classes, self._record
+        builder = Builder(self.tree, self.target.symbols, rewriter, relative, False, public, record)
         built = builder.build([definition])
         self._hooks(port, facts, rewriter, built)
         self._take(port, f"pipeline_{port.stem}.py", self._pipeline_text(port, facts, rewriter, built), built)
@@ -146,7 +147,7 @@ class Converter:
             built.relative["requested_output_type"] = SUPPORT
         if rewriter.pre_process is not None:
             built.imports["OmniDiffusionRequest"] = ("vllm_omni.diffusion.request", "OmniDiffusionRequest")
-            for helper in ("component_config", "request_arguments", "with_preprocessed"):
+            for helper in ("component_config", "request_arguments", "with_failure", "with_preprocessed"):
                 built.relative[helper] = SUPPORT
         for name in rewriter.post_process.needs:
             bound = module.imports.get(name)

@@ -170,7 +170,8 @@ def _cell(held: list[dict[str, Any]]) -> str:
     parts = []
     if computed:
         worst = max(computed)
-        parts.append(f"**{'differs' if math.isinf(worst) or not worst else f'{worst:.3g}'}**" if failed else f"{worst:.3g}")
+        shown = "differs" if failed and (math.isinf(worst) or not worst) else f"{worst:.3g}"
+        parts.append(f"**{shown}**" if failed else shown)
     if begun := sum(case.get("stopped", False) for case in held):
         parts.append(f"begun {begun}")
     if refused:

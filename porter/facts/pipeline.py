@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass, field
 
 from porter.source import Definition, SourceTree
@@ -50,6 +51,7 @@ class PipelineFacts:
         settings: constructor parameters that are no components, with their defaults.
         dropped: call parameters that a port does not have.
         kept: transformers that stay diffusers' own class, with the reason.
+        argument_classes: classes of the same file whose instances a caller hands in.
     """
 
     definition: Definition
@@ -58,6 +60,7 @@ class PipelineFacts:
     parameters: list[CallParameter]
     dropped: list[str]
     kept: dict[str, str]
+    argument_classes: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -106,7 +109,14 @@ def pipeline_facts(tree: SourceTree, definition: Definition) -> PipelineFacts:
         for a, d in (_parameters(call) if call else [])
     ]
     dropped = [p.name for p in params if p.name in (*CALLBACKS, *IP_ADAPTER, "return_dict")]
-    return PipelineFacts(definition, components, settings, params, dropped, kept)
+    handed_in = _argument_classes(definition, params)
+    return PipelineFacts(definition, components, settings, params, dropped, kept, handed_in)
+
+
+def _argument_classes(definition: Definition, parameters: list[CallParameter]) -> frozenset[str]:
+    mentioned = {name for p in parameters for name in re.findall(r"[A-Za-z_]\w*", p.annotation or "")}
+    found = {name: definition.module.definitions.get(name) for name in mentioned - {definition.name}}
+    return frozenset(name for name, held in found.items() if held is not None and isinstance(held.node, ast.ClassDef))
 
 
 def _swaps_processors(definition: Definition, component: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -55,11 +55,18 @@ class Case(BaseModel):
 
 
 def build_cases(
-    call: Callable[..., Any], inputs: Mapping[str, Any], default_size: tuple[int, int] | None = None
+    call: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    default_size: tuple[int, int] | None = None,
+    own: Iterable[Case] = (),
 ) -> list[Case]:
     """All cases that apply to a pipeline's ``__call__``; the plain call first, no two the same.
 
-    ``default_size`` is the (height, width) of an output when neither is given; None: unknown.
+    Args:
+        call: the pipeline's ``__call__``.
+        inputs: recipe of the plain call.
+        default_size: (height, width) of an output when neither is given; None: unknown.
+        own: cases that do not follow from the signature.
     """
     parameters = inspect.signature(call).parameters
     build = _Builder(inputs, set(parameters) - {"self"}, default_size)
@@ -73,6 +80,7 @@ def build_cases(
         *build.output_types(),
         *build.repeats(),
         *build.strength(),
+        *own,
         build.minimal(required),
         build.bare(required),
     ]

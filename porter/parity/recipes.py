@@ -10,12 +10,14 @@ errors. So a spec stores how an input is drawn instead of its bytes:
 ``{"$ndarray": {…}}``                                              the same as a numpy array
 ``{"$tuple": […]}``                                                a tuple
 ``{"$repr": "torch.float32"}``                                     a torch attribute
+``{"$object": {"class": "diffusers.….Condition", "frames": …}}``   an instance of a diffusers class
 
 A string instead of the ``{…}`` of an image, tensor or array names a tensor of the spec's safetensors file.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +39,9 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor] | None = None) -> Any
         return tuple(decode(item, stored) for item in value["$tuple"])
     if "$repr" in value:
         return getattr(torch, value["$repr"].removeprefix("torch."))
+    if "$object" in value:
+        arguments = {key: decode(item, stored) for key, item in value["$object"].items() if key != "class"}
+        return _diffusers_class(value["$object"]["class"])(**arguments)
     if "$tensor" in value:
         return _tensor(value["$tensor"], stored)
     if "$ndarray" in value:
@@ -48,6 +53,13 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor] | None = None) -> Any
         count, seed = recipe.pop("count"), recipe.pop("seed", 0)
         return [_image({**recipe, "seed": seed * 1000 + index}, stored) for index in range(count)]
     return {key: decode(item, stored) for key, item in value.items()}
+
+
+def _diffusers_class(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    if module.split(".")[0] != "diffusers":
+        raise ValueError(f"$object makes instances of diffusers' classes, not of {path}")
+    return getattr(importlib.import_module(module), name)
 
 
 def _image(recipe: str | dict[str, Any], stored: Mapping[str, torch.Tensor]) -> PIL.Image.Image:

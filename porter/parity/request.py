@@ -67,7 +67,7 @@ def _field_defaults() -> dict[str, Any]:
     """Fields that a call argument may fill, with their defaults."""
     found = {}
     for item in dataclasses.fields(OmniDiffusionSamplingParams):
-        if item.name != "extra_args":
+        if item.init and item.name != "extra_args":
             factory = item.default_factory
             found[item.name] = factory() if factory is not dataclasses.MISSING else item.default
     return found

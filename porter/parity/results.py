@@ -15,6 +15,7 @@ Verdict = Literal[
     "parity",
     "differs",
     "reference not repeatable",
+    "reference refuses all calls",
     "reference does not load",
     "port does not load",
     "not tested (no checkpoint)",

@@ -18,6 +18,7 @@ from porter.parity import spec as specs
 from porter.parity.capture import Capture, neural_components, stage_methods
 from porter.parity.cases import Case, build_cases
 from porter.parity.compare import StageResult, compare, first_difference, largest_difference
+from porter.parity.embeddings import embeddings_case
 from porter.parity.locate import Location, locate
 from porter.parity.pictures import pictures
 from porter.parity.recipes import decode
@@ -84,14 +85,20 @@ def _run(
     except Exception as error:
         report.verdict, report.reason = "reference does not load", rejection(error)
         return
-    chosen = _choose(build_cases(type(reference.pipeline).__call__, spec.inputs, _default_size(reference)), wanted)
+    tensors = _load_tensors(spec)
+    own = [Case(**case) for case in spec.cases]
+    with small_areas(reference.pipeline):
+        embeddings = embeddings_case(reference, spec.inputs, tensors)
+    if embeddings is not None:
+        own.append(embeddings)
+    cases = build_cases(type(reference.pipeline).__call__, spec.inputs, _default_size(reference), own)
+    chosen = _choose(cases, wanted)
     try:
         port = Port(folder, models_dir, report.device, report.dtype)
     except Exception as error:
         report.verdict, report.reason = "port does not load", f"{type(error).__name__}: {rejection(error)}"
         return
     report.weights = check_weights(reference.pipeline, port.pipeline)
-    tensors = _load_tensors(spec)
     with small_areas(reference.pipeline, port.pipeline):
         for case in chosen:
             recipe = case.recipe(spec.inputs)
@@ -104,7 +111,8 @@ def _run(
     elif "reference not repeatable" in verdicts:
         report.verdict = "reference not repeatable"
     elif "parity" not in verdicts:
-        report.verdict, report.reason = "differs", "no call was computed: the reference refused all of them"
+        report.verdict = "reference refuses all calls"
+        report.reason = f"nothing was computed: {report.cases[0].reference_error}"
 
 
 def run_case(
@@ -137,9 +145,7 @@ def run_case(
     return result
 
 
-def _judge(
-    result: CaseResult, first: Capture, theirs: Capture, reference: Side, port: Side, device: str
-) -> None:
+def _judge(result: CaseResult, first: Capture, theirs: Capture, reference: Side, port: Side, device: str) -> None:
     """Fill in how the port's run compares with the reference's."""
     if first.error is not None:
         alike = theirs.error is not None and result.reference_error in result.port_error

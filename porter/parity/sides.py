@@ -74,7 +74,7 @@ class Port:
         def call() -> list[Any]:
             prompt, params = to_request(kwargs)
             [result] = self.omni.generate(prompt, params)
-            media = [result.images, result.frames, result.audios]
+            media = [result.images, result.frames, result.audios, *result.multimodal_output.values()]
             media = [item for item in media if item is not None and (hasattr(item, "shape") or len(item))]
             return media or [result.output]
 

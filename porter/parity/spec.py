@@ -40,6 +40,8 @@ class Spec:
     """Every file of the checkpoint but the weights, by its path inside the checkpoint."""
     inputs: dict[str, Any]
     """Recipe of the call's keyword arguments; see :mod:`porter.parity.recipes`."""
+    cases: list[dict[str, Any]] = field(default_factory=list)
+    """Calls beyond those that follow from the signature, as fields of :class:`porter.parity.cases.Case`."""
     tensors: Path | None = field(default=None)
     """safetensors file with input values that are stored rather than drawn."""
 
@@ -85,7 +87,7 @@ def _read_single(name: str, path: Path) -> Spec:
             files |= _below(path.parent.parent / "tokenizers" / layer, component)
     for component, configs in data["components"].items():
         files |= {f"{component}/{file}": _encode(value) for file, value in configs.items()}
-    return Spec(name, data["model_index"], files, data.get("inputs", {}))
+    return Spec(name, data["model_index"], files, data.get("inputs", {}), data.get("cases", []))
 
 
 def _read_folder(name: str, folder: Path) -> Spec:
@@ -102,7 +104,7 @@ def _read_folder(name: str, folder: Path) -> Spec:
         json.loads((folder / "model_index.json").read_text(encoding="utf-8")),
         files,
         json.loads(inputs.read_text(encoding="utf-8")) if inputs.is_file() else {},
-        tensors if tensors.is_file() else None,
+        tensors=tensors if tensors.is_file() else None,
     )
 
 

@@ -60,6 +60,7 @@ class Builder:
         rewrite: rewrites one definition; returns its node, or None to leave it out.
         relative: names that another file of the family already holds.
         inline: take over definitions of other files that compute attention (a model file does, a pipeline does not).
+        public: definitions of the roots' file that stay the target's own where it has them: callers make instances.
         record: keep what each step of the rewriting made of a definition.
     """
 
@@ -70,11 +71,12 @@ class Builder:
         rewrite: Rewrite,
         relative: dict[str, str] | None = None,
         inline: bool = True,
+        public: frozenset[str] = frozenset(),
         record: bool = False,
     ) -> None:
         self.tree, self.symbols, self.rewrite, self._inline = tree, symbols, rewrite, inline
         self.file = PortedFile(relative={})
-        self._relative = relative or {}
+        self._relative, self._public = relative or {}, public
         self._recorder = Recorder(self.file.histories) if record else None
         self._done: dict[str, tuple[str, list[Any]]] = {}
         self._order: dict[str, list[tuple[int, str]]] = {}
@@ -175,7 +177,7 @@ class Builder:
         if name in self._relative and name not in self._done:
             self.file.relative[name] = self._relative[name]
         elif name in module.definitions and name not in module.guarded:
-            if ctx.vendored and self.symbols.has(module.name, name):
+            if (ctx.vendored or name in self._public) and self.symbols.has(module.name, name):
                 return self._import(name, module.name, name)
             return self._add(module.definitions[name], ctx.vendored)
         elif name in module.guarded:

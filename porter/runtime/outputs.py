@@ -22,6 +22,8 @@ class OmniRequestOutput:
         audios: audio after the hook, None if there is none.
         audio_sample_rate: samples per second of ``audios``.
         fps: frames per second of ``frames``.
+        multimodal_output: whatever else the hook handed out beside pictures, frames and audio, by its name in
+            diffusers' output (camera poses, a mask, the latents of a decoded video).
         stage_durations: seconds spent per stage; empty unless the profiler is on.
         peak_memory_mb: on an accelerator the peak of allocated memory during the request; on the CPU the peak
             resident size of the process.
@@ -36,6 +38,7 @@ class OmniRequestOutput:
     audios: Any = None
     audio_sample_rate: int | None = None
     fps: float | None = None
+    multimodal_output: dict[str, Any] = field(default_factory=dict)
     stage_durations: dict[str, float] = field(default_factory=dict)
     peak_memory_mb: float = 0.0
     finished: bool = True
@@ -52,7 +55,7 @@ class OmniRequestOutput:
         return self.audios
 
     def set_media(self, processed: Any) -> None:
-        """Sort a post-processing hook's return value into ``images``, ``frames`` and ``audios``.
+        """Sort a post-processing hook's return value into ``images``, ``frames``, ``audios`` and the rest.
 
         A dict with any of the keys images, video, frames, audio, audios, audio_sample_rate or fps names its
         parts; anything else is the pictures (a lone picture becomes a list of one).
@@ -63,6 +66,7 @@ class OmniRequestOutput:
             self.audios = _first(processed, "audios", "audio")
             self.audio_sample_rate = processed.get("audio_sample_rate")
             self.fps = processed.get("fps")
+            self.multimodal_output = {key: value for key, value in processed.items() if key not in _ENVELOPE_KEYS}
         elif processed is None:
             self.images = []
         else:

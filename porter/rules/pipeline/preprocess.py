@@ -107,10 +107,14 @@ class PreProcessHook(Rule):
                     given = request_arguments(DiffusionRequestBatch([request]), ExamplePipeline)
                     image = given.get("image", None)
                     height = given.get("height", None)
-                    if image is None:
-                        raise ValueError("ExamplePipeline needs image in the prompt's multi_modal_data.")
-                    height = height or image.height
-                    image = image_processor.preprocess(image, height)
+                    try:
+                        if image is None:
+                            raise ValueError("ExamplePipeline needs image in the prompt's multi_modal_data.")
+                        height = height or image.height
+                        image = image_processor.preprocess(image, height)
+                    except Exception as error:
+                        # The forward checks its inputs first, in diffusers' words, and then raises this.
+                        return with_failure(request, error)
                     return with_preprocessed(
                         request,
                         image=image,

@@ -26,7 +26,7 @@ class OmniDiffusionRequest:
 
     ``guidance_scale`` None becomes 1.0 with ``guidance_scale_provided=False`` (the same for the second one, which
     follows the first): a pipeline must ask ``guidance_scale_provided`` before it believes the value. Without seed
-    and generator a random seed is drawn.
+    and generator a random seed is drawn, with ``seed_provided=False``.
 
     Raises:
         ValueError: the request id is empty.
@@ -45,6 +45,7 @@ class OmniDiffusionRequest:
         params = self.sampling_params
         if params.generator is None and params.seed is None:
             params.seed = random.randint(0, 2**31 - 1)
+            params.seed_provided = False
 
         if params.guidance_scale is None:
             params.guidance_scale = 1.0

@@ -24,6 +24,7 @@ from porter.runtime.diffusion.request import OmniDiffusionRequest
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.errors import ConfigError, RequestError
 from porter.runtime.inputs.data import OmniDiffusionSamplingParams, OmniPromptType, copy_containers
+from porter.runtime.inputs.media import decode_media
 from porter.runtime.outputs import OmniRequestOutput
 
 SamplingParams = OmniDiffusionSamplingParams | None
@@ -135,24 +136,20 @@ class Omni:
         else:
             params_list = [sampling_params or OmniDiffusionSamplingParams()] * len(prompt_list)
         return [
-            (
-                OmniDiffusionRequest(
-                    prompt=copy_containers(prompt),
-                    sampling_params=_checked(params).clone(),
-                    request_id=f"req-{uuid.uuid4().hex[:12]}",
-                ),
-                prompt,
-            )
+            (_request(prompt, _checked(params).clone()), prompt)
             for prompt, params in zip(prompt_list, params_list, strict=True)
         ]
 
     def _run(self, request: OmniDiffusionRequest, original: OmniPromptType) -> OmniRequestOutput:
         model = self._loaded
         with _peak_memory(self.device) as peak:
-            if model.pre_process is not None:
-                request = model.pre_process(request)
-            self._seed(request.sampling_params)
-            output = model.pipeline.forward(DiffusionRequestBatch([request]))
+            try:
+                if model.pre_process is not None:
+                    request = model.pre_process(request)
+                self._seed(request.sampling_params)
+                output = model.pipeline.forward(DiffusionRequestBatch([request]))
+            except ValueError as error:  # how diffusers says that it does not take an input
+                raise RequestError(str(error)) from error
             if isinstance(output, list) and len(output) == 1:
                 output = output[0]
             if not isinstance(output, DiffusionOutput):
@@ -202,6 +199,16 @@ def _device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return found
+
+
+def _request(prompt: Any, params: OmniDiffusionSamplingParams) -> OmniDiffusionRequest:
+    prompt = copy_containers(prompt)
+    if isinstance(prompt, dict):
+        if prompt.get("multi_modal_data") is not None:
+            prompt["multi_modal_data"] = decode_media(prompt["multi_modal_data"])
+        if "output_type" in prompt:  # the post-processing hook sees the sampling parameters only
+            params.extra_args["output_type"] = prompt["output_type"]
+    return OmniDiffusionRequest(prompt=prompt, sampling_params=params, request_id=f"req-{uuid.uuid4().hex[:12]}")
 
 
 def _checked(params: Any) -> OmniDiffusionSamplingParams:

@@ -69,6 +69,7 @@ class OmniDiffusionSamplingParams:
     # How many outputs, and where their noise comes from.
     num_outputs_per_prompt: int = 1
     seed: int | None = None
+    seed_provided: bool = field(default=True, init=False, repr=False, compare=False)
     generator: torch.Generator | list[torch.Generator] | None = None
     generator_device: str | None = None
 
@@ -189,5 +190,5 @@ class OmniDiffusionSamplingParams:
 
     def clone(self) -> OmniDiffusionSamplingParams:
         """A copy whose containers are its own and whose tensors, images and generators are the caller's."""
-        copied = {f.name: copy_containers(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        copied = {f.name: copy_containers(getattr(self, f.name)) for f in dataclasses.fields(self) if f.init}
         return type(self)(**copied)
