@@ -109,3 +109,9 @@ def test_two_inputs_are_two_different_ones():
 def test_batches_draw_from_generators_of_their_own():
     generators = decode(by_name()["two prompts, a generator each"].recipe(INPUTS))["generator"]
     assert generators[0].initial_seed() != generators[1].initial_seed()
+
+
+def test_a_specs_own_cases_join_the_others():
+    own = Case(name="with a reference", changes={"strength": 0.25})
+    names = [case.name for case in build_cases(call, INPUTS, own=[own])]
+    assert names[0] == "plain" and "with a reference" in names

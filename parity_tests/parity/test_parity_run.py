@@ -8,7 +8,7 @@ import torch
 from diffusers import FluxPipeline
 from rich.console import Console
 
-from porter.parity import html, run
+from porter.parity import capture, html, run
 from porter.parity.report import describe_difference, print_report
 from porter.parity.sides import Reference, final_leaves
 from porter.parity.spec import SpecError
@@ -120,6 +120,31 @@ def test_a_refused_call_must_be_refused_in_the_same_words(monkeypatch, run_again
 
     report = run_against(doctor, cases=["odd"])
     assert report.cases[0].verdict == "differs" and not report.passed
+
+
+def test_a_pipeline_whose_calls_are_all_refused_has_not_passed(monkeypatch, run_against):
+    monkeypatch.setattr(run, "build_cases", lambda *_: [run.Case(name="odd", changes={"prompt_embeds": 1})])
+    report = run_against(cases=None)
+    assert report.verdict == "reference refuses all calls" and report.exit_code == 1
+    assert report.cases[0].reference_error in report.reason
+
+
+def test_embeddings_replace_prompts(run_against):
+    report = run_against(cases=["embeddings instead of prompts"])
+    assert report.passed and "without" in report.cases[0].description
+
+    def doctor(pipeline):
+        original = pipeline.encode_prompt
+        pipeline.encode_prompt = lambda **given: original(**{**given, "prompt_embeds": 2 * given["prompt_embeds"]})
+
+    assert not run_against(doctor, cases=["embeddings instead of prompts"]).passed
+
+
+def test_a_call_that_would_be_long_is_compared_up_to_its_first_large_tensor(monkeypatch, run_against):
+    monkeypatch.setattr(capture, "_TOO_LARGE", 100)
+    report = run_against()
+    assert report.passed and report.cases[0].stopped
+    assert report.cases[0].stages[-1].stage == "transformer[0]"
 
 
 def test_a_reference_that_wavers_is_no_pass(monkeypatch, run_against):
