@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from porter.emit.format import FormatError
+from porter.emit.hooks import post_process_text
 from porter.emit.module import import_lines
 from porter.emit.names import family, model_stem, pipeline_stem, snake, transformer_stem
 from porter.emit.write import (
@@ -26,6 +27,7 @@ from porter.emit.write import (
 )
 from porter.port import Converter, Port
 from porter.rules.build import PortedFile
+from porter.rules.pipeline.postprocess import PostProcess
 from porter.source import SourceError, SourceTree
 from porter.targets import get_target
 
@@ -499,3 +501,14 @@ def test_an_entry_of_an_earlier_registry_stays_a_literal(tmp_path):
     tables = {TABLES[0]: models, TABLES[1]: {}, TABLES[2]: {}}
     (tmp_path / "registry.py").write_text("".join(f"{name} = {table!r}\n" for name, table in tables.items()))
     assert "import os" not in [ast.unparse(node) for node in ast.parse(registry_text(read_registry(tmp_path))).body]
+
+
+def test_braces_in_a_processing_call_stay(tmp_path):
+    hook = PostProcess(
+        outputs=[("images", "image")],
+        calls={"image": ("image_processor.postprocess", 'output_type=output_type, options={"a": "{}"}')},
+        processors={"image_processor": "VaeImageProcessor()"},
+    )
+    tree = ast.parse(post_process_text("example", "ExamplePipeline", hook))
+    [call] = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith(".postprocess")]
+    assert ast.unparse(call) == "image_processor.postprocess(output, output_type=output_type, options={'a': '{}'})"

@@ -56,6 +56,14 @@ class PostProcessHook(Rule):
                 image = [self.overlay(i) for i in image]
                 return ExamplePipelineOutput(images=image)
         """,
+        """
+        class ExamplePipeline(DiffusionPipeline):
+            def __call__(self, prompt=None, output_type="pil"):
+                image = self.vae.decode(self.denoise(prompt))
+                if self.vae is not None:
+                    image = self.image_processor.postprocess(image, output_type=output_type)
+                return ExamplePipelineOutput(images=image)
+        """,
     )
     INVALID = (
         (
@@ -100,6 +108,46 @@ class PostProcessHook(Rule):
                     if output_type == "latent":
                         return output
                     return image_processor.postprocess(output, output_type=output_type)
+
+                return post_process_func
+            ''',
+        ),
+        (
+            """
+            class ExamplePipeline(DiffusionPipeline):
+                def __init__(self, vae):
+                    self.image_processor = VaeImageProcessor()
+
+                def __call__(self, prompt=None, output_type="pil"):
+                    latents = self.denoise(prompt)
+                    if output_type == "latent":
+                        return ExamplePipelineOutput(images=latents)
+                    image = self.vae.decode(latents)
+                    image = self.image_processor.postprocess(image, output_type, [True])
+                    return ExamplePipelineOutput(images=image)
+            """,
+            '''
+            class ExamplePipeline(DiffusionPipeline):
+                def __init__(self, vae):
+                    self.image_processor = VaeImageProcessor()
+
+                def __call__(self, prompt=None, output_type="pil"):
+                    latents = self.denoise(prompt)
+                    if output_type == "latent":
+                        return ExamplePipelineOutput(images=latents)
+                    image = self.vae.decode(latents)
+                    return ExamplePipelineOutput(images=image)
+
+
+            def get_example_post_process_func(od_config: OmniDiffusionConfig):
+                """What the engine applies to the output of ``ExamplePipeline``."""
+                image_processor = VaeImageProcessor()
+
+                def post_process_func(output, sampling_params=None):
+                    output_type = requested_output_type(sampling_params, "pil")
+                    if output_type == "latent":
+                        return output
+                    return image_processor.postprocess(output, output_type, [True])
 
                 return post_process_func
             ''',
@@ -238,7 +286,7 @@ def _on_output_type(node: cst.If) -> bool:
 
 def _ends(block: cst.BaseSuite) -> bool:
     last = block.body[-1] if block.body else None
-    return isinstance(last, cst.SimpleStatementLine) and isinstance(last.body[-1], cst.Return | cst.Raise)
+    return isinstance(last, cst.SimpleStatementLine) and isinstance(last.body[-1], cst.Return)
 
 
 def _holds(node: cst.CSTNode, assign: cst.Assign) -> bool:
