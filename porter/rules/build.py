@@ -57,7 +57,7 @@ class Builder:
     Args:
         tree: the diffusers sources.
         symbols: what the target's packages offer.
-        rewrite: rewrites one definition; returns its node, or None to leave it out.
+        rewrite: rewrites one definition; returns its node.
         relative: names that another file of the family already holds.
         inline: take over definitions of other files that compute attention (a model file does, a pipeline does not).
         public: definitions of the roots' file that stay the target's own where it has them: callers make instances.
@@ -122,8 +122,6 @@ class Builder:
         if self._recorder is not None:
             self._recorder.begin(name, definition)
         node = self.rewrite(definition, ctx)
-        if node is None:
-            return name
         parts = [*ctx.extra.values(), node]
         for needed in dict.fromkeys([*(n for item in parts for n in names_in(item)), *sorted(ctx.also)]):
             emitted = self._need(needed, definition, ctx)

@@ -124,6 +124,7 @@ def to_ast(node: cst.CSTNode) -> ast.Module:
     return ast.parse(code(node))
 
 
+CONSTANTS = ("True", "False", "None")  # names to libcst
 # Identifiers that are no variables: members, keywords, the names that definitions and imports bind.
 NO_VARIABLES: dict[type[cst.CSTNode], tuple[str, ...]] = {
     cst.Attribute: ("attr",),
@@ -142,7 +143,8 @@ NO_VARIABLES: dict[type[cst.CSTNode], tuple[str, ...]] = {
 @lru_cache(maxsize=1024)
 def names_in(node: cst.CSTNode) -> tuple[str, ...]:
     """Variables read or bound anywhere in ``node``, in source order."""
-    return tuple(dict.fromkeys(found.value for found in nodes(node, cst.Name, NO_VARIABLES)))
+    found = dict.fromkeys(item.value for item in nodes(node, cst.Name, NO_VARIABLES))
+    return tuple(name for name in found if name not in CONSTANTS)
 
 
 @lru_cache(maxsize=1024)
