@@ -26,6 +26,7 @@ from porter.facts.attention import method as ast_method
 from porter.facts.pipeline import CALLBACKS, IP_ADAPTER, PipelineFacts, pipeline_facts
 from porter.rules.build import module_facts
 from porter.rules.engine import Context, Rule, method, parameters, walk, with_method
+from porter.rules.fold import NOT_NONE
 from porter.rules.model.classic_attention import ClassicAttention, class_name
 from porter.rules.model.processors import FoldProcessor
 from porter.rules.model.sites import AttentionSites, plan_for
@@ -208,10 +209,12 @@ def _fold_processor(rule: type[Rule], example: Example) -> None:
 
 
 def _attention_sites(rule: type[Rule], example: Example) -> None:
-    def specialise(ctx: Context, enclosing: str, given: Any, known: Any, processor: Definition) -> str:
+    def specialise(
+        ctx: Context, enclosing: str, given: Any, known: Any, processor: Definition
+    ) -> tuple[str, list[str]]:
         name = class_name(processor.name, enclosing, "cross_attention_dim" in given)
         ctx.extra[name] = cst.Name(name)  # stands for the class that another rule makes
-        return name
+        return name, [parameter for parameter in given if known.get(parameter, NOT_NONE) is NOT_NONE]
 
     _sites(example, specialise)
 
@@ -220,10 +223,14 @@ def _classic_attention(rule: type[Rule], example: Example) -> None:
     """Each specialised class stands above the code that builds it."""
     made: dict[str, cst.ClassDef] = {}
 
-    def specialise(ctx: Context, enclosing: str, given: Any, known: Any, processor: Definition) -> str:
+    def specialise(
+        ctx: Context, enclosing: str, given: Any, known: Any, processor: Definition
+    ) -> tuple[str, list[str]]:
         name = class_name(processor.name, enclosing, "cross_attention_dim" in given)
         made[name] = ClassicAttention().specialise(ctx, name, given, known, processor)
-        return name
+        constructor = method(made[name], "__init__")
+        assert constructor is not None
+        return name, [p.name.value for p in parameters(constructor)][1:]
 
     before = example.parsed
     _sites(example, specialise)
@@ -234,7 +241,7 @@ def _classic_attention(rule: type[Rule], example: Example) -> None:
     example.parsed = example.parsed.with_changes(body=[*imports, *made.values(), *rest])
 
 
-def _sites(example: Example, specialise: Callable[..., str]) -> None:
+def _sites(example: Example, specialise: Callable[..., tuple[str, list[str]]]) -> None:
     definition = example.classes[-1] if example.classes else None
     if definition is not None:
         example.context(definition)

@@ -25,6 +25,7 @@ SITES = {
         'context_pre_only=False, bias=True, qk_norm="rms_norm"',
     ),
     "grouped": ("HunyuanAttnProcessor2_0", 'query_dim=dim, heads=heads, kv_heads=2, qk_norm="layer_norm"'),
+    "open norm": ("CogVideoXAttnProcessor2_0", "query_dim=dim, heads=heads, dim_head=dim_head, qk_norm=norm"),
     "residual": ("AttnProcessor2_0", "query_dim=dim, residual_connection=True, norm_num_groups=32"),
 }
 
@@ -52,7 +53,29 @@ def specialised(request, tree):
 
 def test_the_constructor_takes_what_the_site_does_not_fix(specialised):
     node, _, open_arguments = specialised
-    assert set(_parameters(_method(node, "__init__"))[1:]) == set(open_arguments)
+    # With an out_dim, diffusers computes the number of heads from it and reads no other.
+    expected = set(open_arguments) - ({"heads"} if "out_dim" in open_arguments else set())
+    assert set(_parameters(_method(node, "__init__"))[1:]) == expected
+
+
+def test_every_parameter_and_local_name_is_read(specialised):
+    node, _, _ = specialised
+    init = _method(node, "__init__")
+    for function in [i for i in node.body if isinstance(i, ast.FunctionDef)]:
+        names = [n for n in ast.walk(function) if isinstance(n, ast.Name)]
+        read = {n.id for n in names if isinstance(n.ctx, ast.Load)}
+        single = [n.targets[0] for n in ast.walk(function) if isinstance(n, ast.Assign)]
+        written = {target.id for target in single if isinstance(target, ast.Name)}
+        assert written <= read, function.name
+        if function is init:
+            assert set(_parameters(function)[1:]) <= read
+
+
+def test_nothing_is_computed_with_none(specialised):
+    node, _, _ = specialised
+    computed = [n for n in ast.walk(node) if isinstance(n, ast.BinOp) and not isinstance(n.op, ast.BitOr)]  # X | None
+    operands = [side for n in computed for side in (n.left, n.right)]
+    assert not [side for side in operands if isinstance(side, ast.Constant) and side.value is None]
 
 
 def test_every_name_is_bound_imported_or_asked_for(specialised):

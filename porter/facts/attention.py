@@ -168,7 +168,8 @@ def sites(function: ast.AST, owners: tuple[str, ...] = ("attn", "self")) -> list
 def describe_site(node: ast.Call, owners: tuple[str, ...] = ("attn", "self")) -> Site:
     """What one call of the dispatcher (or of PyTorch's SDPA) asks for."""
     keywords = {k.arg: k.value for k in node.keywords if k.arg}
-    site = Site(node.lineno, True, grouped="enable_gqa" in keywords)
+    grouped = keywords.get("enable_gqa")
+    site = Site(node.lineno, True, grouped=grouped is not None and not _is_false(grouped))
     if len(node.args) < 3 or any(isinstance(a, ast.Starred) for a in node.args):
         return Site(node.lineno, False, "query, key and value are not given by position")
     if len(node.args) > 4 or any(k.arg is None for k in node.keywords):
@@ -190,6 +191,10 @@ def describe_site(node: ast.Call, owners: tuple[str, ...] = ("attn", "self")) ->
             return Site(node.lineno, False, "the softmax scale is computed at run time")
         site.scale = ast.unparse(keywords["scale"])
     return site
+
+
+def _is_false(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and not node.value
 
 
 def _no_dropout(node: ast.expr | None) -> bool:

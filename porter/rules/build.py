@@ -175,7 +175,9 @@ class Builder:
         if name in self._relative and name not in self._done:
             self.file.relative[name] = self._relative[name]
         elif name in module.definitions and name not in module.guarded:
-            if (ctx.vendored or name in self._public) and self.symbols.has(module.name, name):
+            is_imported = self.file.imports.get(name) == (module.name, name)
+            stays = (ctx.vendored or name in self._public) and self.symbols.has(module.name, name)
+            if is_imported or stays:
                 return self._import(name, module.name, name)
             return self._add(module.definitions[name], ctx.vendored)
         elif name in module.guarded:

@@ -196,6 +196,8 @@ def _without_dispatch_state(call: cst.Call) -> cst.Call:
     dropped = ("parallel_config",)
     args = [a for a in call.args if not (a.keyword and a.keyword.value in dropped)]
     args = [a for a in args if not (a.keyword and a.keyword.value == "backend" and "self._" in code(a.value))]
+    if len(args) == len(call.args):
+        return call
     if args:
         args[-1] = args[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)
     return call.with_changes(args=args)

@@ -21,6 +21,7 @@ from porter.rules.engine import (
     with_method,
 )
 from porter.rules.fold import NOT_NONE, UNKNOWN, Facts, bindings, dotted, fold, fold_function, only
+from porter.rules.model.dead import RaiseOnNone, WithoutUnitFactors, names_read, without_dead
 from porter.rules.model.mixins import METHODS
 from porter.rules.model.processors import FoldProcessor
 from porter.source import Definition
@@ -187,7 +188,7 @@ class ClassicAttention(Rule):
             if found.values == facts.values:
                 break
             facts = found
-        substituted: Any = visit(init, _Substitute(constants))
+        substituted: Any = visit(visit(init, RaiseOnNone(constants)), _Substitute(constants))
         init = substituted
         assert init is not None
         params = [
@@ -208,11 +209,12 @@ class ClassicAttention(Rule):
         queue = ["forward"]
         while queue:
             current = queue.pop(0)
-            kept[current] = fold_function(methods[current], facts)
+            folded = fold_function(methods[current], facts)
+            kept[current] = without_dead(methods[current], folded).visit(WithoutUnitFactors(attributes))
             for name in re.findall(r"self\.(\w+)\(", code(kept[current])):
                 if name in methods and name not in kept and name not in queue:
                     queue.append(name)
-        kept["__init__"] = _without_unread(init, kept, attributes)
+        kept["__init__"] = _without_unread_parameters(_without_unread(init, kept, attributes))
         body = [
             kept[name].with_changes(leading_lines=[cst.EmptyLine(indent=False)]) for name in methods if name in kept
         ]
@@ -295,6 +297,11 @@ def _without_unread(init: cst.FunctionDef, kept: dict[str, Any], constants: dict
         if len(remaining) == len(items):
             return init.with_changes(body=init.body.with_changes(body=[item for item, _ in items]))
         items = remaining
+
+
+def _without_unread_parameters(init: cst.FunctionDef) -> cst.FunctionDef:
+    read = {"self", *names_read(init.body)}
+    return init.with_changes(params=cst.Parameters(params=[p for p in parameters(init) if p.name.value in read]))
 
 
 def _assigned_attribute(item: cst.CSTNode) -> str | None:

@@ -13,6 +13,7 @@ from porter.rules.engine import (
     bare,
     code,
     identifiers,
+    is_docstring,
     method,
     nodes,
     parameters,
@@ -20,7 +21,7 @@ from porter.rules.engine import (
     with_method,
 )
 from porter.rules.fold import dotted, only
-from porter.rules.model.mixins import MODEL_BASE
+from porter.rules.model.mixins import MODEL_BASES
 
 DTYPE = """
 @property
@@ -150,7 +151,7 @@ class ExplicitConfig(Rule):
     def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
         init = method(original, "__init__")
         registered = init is not None and any(dotted(d.decorator) == "register_to_config" for d in init.decorators)
-        is_model = any(dotted(base.value) == MODEL_BASE for base in original.bases)
+        is_model = any(dotted(base.value) in MODEL_BASES for base in original.bases)
         new_init = method(updated, "__init__")
         if registered and new_init is not None:
             updated = with_method(updated, self._record(ctx, new_init), "__init__")
@@ -193,7 +194,10 @@ class ExplicitConfig(Rule):
         ctx.need("diffusers.configuration_utils", "FrozenDict")
         record = statements("self.config = FrozenDict(" + ", ".join(f"{n}={n}" for n in names) + ")")
         body = list(init.body.body)
-        at = next((i + 1 for i, item in enumerate(body) if bare(item).startswith("super().__init__")), 0)
+        start = 1 if body and is_docstring(body[0]) else 0
+        first = body[start] if len(body) > start else None
+        # A module's own constructor comes first, as everywhere; anything else may rebind what was passed.
+        at = start + 1 if first is not None and bare(first).startswith("super().__init__") else start
         body[at:at] = record
         return init.with_changes(body=init.body.with_changes(body=body))
 
@@ -273,7 +277,7 @@ class LayerwiseBlocks(Rule):
     )
 
     def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
-        if not any(dotted(base.value) == MODEL_BASE for base in original.bases):
+        if not any(dotted(base.value) in MODEL_BASES for base in original.bases):
             return updated
         init = method(original, "__init__")
         lists, classes = _block_lists(init) if init else ([], [])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import libcst as cst
 
 from porter.rules.engine import SURFACE, Context, Rule, code
-from porter.rules.fold import dotted
+from porter.rules.fold import dotted, only
 
 # Modules whose classes are mixins of the diffusers machinery: loading, configuration, caching, attention processors.
 MACHINERY = (
@@ -19,7 +20,7 @@ MACHINERY = (
     "diffusers.models.attention.AttentionModuleMixin",
     "diffusers.pipelines.pipeline_utils",
 )
-MODEL_BASE = "ModelMixin"
+MODEL_BASES = frozenset({"ModelMixin", "LegacyModelMixin"})
 DECORATORS = frozenset({"register_to_config", "apply_lora_scale", "maybe_allow_in_graph"})
 METHODS = frozenset(
     {
@@ -75,7 +76,7 @@ def is_mixin(ctx: Context, name: str) -> bool:
 class RemoveMixins(Rule):
     """Remove diffusers' mixins from the bases of a class (guide, step 1.1.1).
 
-    A class that loses its last base becomes an ``nn.Module``, which the mixins derived from.
+    A model becomes an ``nn.Module``, which ``ModelMixin`` derives from; the other mixins are no modules themselves.
     """
 
     name = "remove-mixins"
@@ -139,7 +140,7 @@ class RemoveMixins(Rule):
         if not removed:
             return updated
         names = {dotted(base.value) for base in removed}
-        if MODEL_BASE in names and not any(_is_module(ctx, base) for base in kept):
+        if names & MODEL_BASES and not any(_is_module(ctx, base) for base in kept):
             kept.insert(0, cst.Arg(value=cst.parse_expression("nn.Module")))
             ctx.imports["nn"] = ("torch", "nn")
         kept = [base.with_changes(comma=cst.MaybeSentinel.DEFAULT) for base in kept]
@@ -208,6 +209,17 @@ class RemoveMachinery(Rule):
             def block_names(self):
                 return self._no_split_modules
         """,
+        """
+        class ExampleAttention(nn.Module):
+            _default_processor_cls: type = ExampleProcessor
+
+            @classmethod
+            def fuse_projections(cls):
+                return cls._default_processor_cls
+
+            def forward(self, hidden_states):
+                return self.fuse_projections()()(hidden_states)
+        """,
     )
     INVALID = (
         (
@@ -233,20 +245,34 @@ class RemoveMachinery(Rule):
     )
 
     def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
-        body = [item for item in updated.body.body if not _is_machinery(item, updated)]
+        kept = [item for item in updated.body.body if not _is_machinery(item)]
+        if len(kept) == len(updated.body.body):
+            return updated
+        while True:  # what is kept may read more of the machinery
+            text = " ".join(code(item) for item in kept)
+            body = [item for item in updated.body.body if item in kept or _is_read(item, text)]
+            if len(body) == len(kept):
+                break
+            kept = body
         if len(body) == len(updated.body.body):
             return updated
         return updated.with_changes(body=updated.body.with_changes(body=body or [cst.parse_statement("pass")]))
 
 
-def _is_machinery(item: cst.CSTNode, owner: cst.ClassDef) -> bool:
+def _is_machinery(item: cst.CSTNode) -> bool:
+    return _name(item) in (METHODS if isinstance(item, cst.FunctionDef) else ATTRIBUTES)
+
+
+def _is_read(item: cst.CSTNode, text: str) -> bool:
+    """Whether code that stays reads a method or class attribute: as ``self.x``, ``cls.x`` or by the class's name."""
+    return re.search(rf"\.{_name(item)}\b", text) is not None
+
+
+def _name(item: cst.CSTNode) -> str | None:
+    """What a method or an assignment in a class body binds."""
     if isinstance(item, cst.FunctionDef):
-        return item.name.value in METHODS
-    if isinstance(item, cst.SimpleStatementLine) and len(item.body) == 1:
-        node = item.body[0]
-        if isinstance(node, cst.Assign):
-            name = dotted(node.targets[0].target)
-            return name in ATTRIBUTES and f"self.{name}" not in code(owner.body)
-        if isinstance(node, cst.AnnAssign):
-            return dotted(node.target) in ATTRIBUTES
-    return False
+        return item.name.value
+    node = only(item)
+    if isinstance(node, cst.Assign):
+        return dotted(node.targets[0].target)
+    return dotted(node.target) if isinstance(node, cst.AnnAssign) else None

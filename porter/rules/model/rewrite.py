@@ -17,10 +17,13 @@ from porter.rules.model.adaptive_norms import EngineAdaLayerNorm
 from porter.rules.model.attention_layer import AttentionLayer
 from porter.rules.model.classic_attention import ClassicAttention, class_name
 from porter.rules.model.config import ExplicitConfig, LayerwiseBlocks, RegisterToConfig
+from porter.rules.model.dead import without_dead
 from porter.rules.model.logger import ReplaceLogger
 from porter.rules.model.mixins import METHODS, SWITCHES, RemoveDecorators, RemoveMachinery, RemoveMixins
 from porter.rules.model.norms import EngineRMSNorm
+from porter.rules.model.parameter_dtype import ParameterDtype
 from porter.rules.model.processors import FoldProcessor, KeepProcessor
+from porter.rules.model.shadow import ShadowedBase
 from porter.rules.model.sites import AttentionSites, plan_for
 from porter.source import Definition
 
@@ -29,7 +32,7 @@ class ModelRewriter:
     """Rewrites the definitions of one model file; remembers the classes it specialised for it."""
 
     def __init__(self) -> None:
-        self._specialised: dict[tuple[Any, ...], str] = {}
+        self._specialised: dict[tuple[Any, ...], tuple[str, list[str]]] = {}
         self._names: set[str] = set()
 
     def __call__(self, definition: Definition, ctx: Context) -> Any:
@@ -52,11 +55,13 @@ class ModelRewriter:
             KeepProcessor(),
             EngineRMSNorm(),
             EngineAdaLayerNorm(),
+            ParameterDtype(),
             AttentionSites(self._specialise),
             RegisterToConfig(),
             LayerwiseBlocks(),
             RemoveMixins(),
             RemoveMachinery(),
+            ShadowedBase(),
         ]
 
     def _class(self, definition: Definition, node: cst.ClassDef, ctx: Context) -> cst.ClassDef:
@@ -115,7 +120,8 @@ class ModelRewriter:
 
     def _specialise(
         self, ctx: Context, enclosing: str, given: dict[str, Any], known: dict[str, Any], processor: Definition
-    ) -> str:
+    ) -> tuple[str, list[str]]:
+        """The class specialised for a site, by name, and the parameters that its constructor takes."""
         key = (processor.name, tuple(sorted(given)), tuple((k, repr(v)) for k, v in sorted(known.items())))
         if key in self._specialised:
             return self._specialised[key]
@@ -125,13 +131,15 @@ class ModelRewriter:
         while name in taken:
             name, number = f"{base}{number}", number + 1
         self._names.add(name)
-        self._specialised[key] = name
         source = ctx.tree.resolve("diffusers.models.attention_processor", "Attention")
         assert source is not None
         if ctx.recorder is not None:
             ctx.recorder.begin(name, source)
         node = ClassicAttention().specialise(ctx, name, given, known, processor)
         ctx.record(ClassicAttention.name, node)
+        constructor = method(node, "__init__")
+        assert constructor is not None
+        self._specialised[key] = name, [p.name.value for p in parameters(constructor)][1:]
         node = absolute_imports(node, ctx.tree.module(processor.module.name) or ctx.module)
         ctx.record("absolute-imports", node)
         _adopt(ctx, processor)
@@ -146,7 +154,7 @@ class ModelRewriter:
         if ctx.recorder is not None:
             ctx.record(AttentionLayer.name, ctx.extra[name])
             ctx.recorder.end()
-        return name
+        return self._specialised[key]
 
 
 def _adopt(ctx: Context, other: Definition) -> None:
@@ -163,7 +171,7 @@ def _adopt(ctx: Context, other: Definition) -> None:
 
 
 def _fold(node: Any, facts: Facts) -> Any:
-    return fold_function(node, facts) if isinstance(node, cst.FunctionDef) else node
+    return without_dead(node, fold_function(node, facts)) if isinstance(node, cst.FunctionDef) else node
 
 
 def _fold_methods(node: cst.ClassDef, facts: Facts) -> cst.ClassDef:

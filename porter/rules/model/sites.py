@@ -9,7 +9,7 @@ import libcst as cst
 
 from porter.facts.attention import CLASSIC, ProcessorPlan, constant_parameters, is_attention_module, processor_plan
 from porter.rules.engine import SURFACE, Context, Rule, arguments, code, identifiers, make_call, to_ast, visit
-from porter.rules.fold import NOT_NONE, bindings, dotted, only
+from porter.rules.fold import bindings, dotted, only
 from porter.rules.model.classic_attention import (
     DEFAULT_PROCESSOR,
     MODULE,
@@ -26,10 +26,11 @@ class AttentionSites(Rule):
     """Build the ported attention module where the source builds the original.
 
     The ``processor`` argument of a class whose processor was folded goes; a construction of the classic ``Attention``
-    becomes one of the class that was specialised for it.
+    becomes one of the class that was specialised for it. Where that cannot be, because the processor is chosen at run
+    time or a class derives from ``Attention``, diffusers' own class stays and is reported.
 
     Args:
-        specialise: makes (or finds) the specialised class for a site and returns its name.
+        specialise: makes (or finds) the specialised class for a site; returns its name and its parameters.
     """
 
     name = "attention-sites"
@@ -130,6 +131,26 @@ class AttentionSites(Rule):
                     self.attn = DiffusersAttention(query_dim=dim, processor=processor)
             """,
         ),
+        (
+            """
+            from ..attention_processor import Attention
+
+
+            class ExampleAttention(Attention):
+                def __init__(self, *args, **kwargs):
+                    super().__init__(*args, **kwargs)
+                    self.to_image = nn.Linear(self.query_dim, self.query_dim)
+            """,
+            """
+            from ..attention_processor import Attention
+
+
+            class ExampleAttention(DiffusersAttention):
+                def __init__(self, *args, **kwargs):
+                    super().__init__(*args, **kwargs)
+                    self.to_image = nn.Linear(self.query_dim, self.query_dim)
+            """,
+        ),
     )
 
     def __init__(self, specialise: Any) -> None:
@@ -142,7 +163,17 @@ class AttentionSites(Rule):
 
     def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
         self._classes.pop()
-        return updated
+        if not any(_resolves_to_classic(ctx, dotted(base.value) or "") for base in updated.bases):
+            return updated
+        ctx.report(ctx.definition.first_line if ctx.definition else 1, f"{updated.name.value} derives from Attention")
+        ctx.imports[KEPT_CLASSIC] = (MODULE, "Attention")
+        bases = [
+            base.with_changes(value=cst.Name(KEPT_CLASSIC))
+            if _resolves_to_classic(ctx, dotted(base.value) or "")
+            else base
+            for base in updated.bases
+        ]
+        return updated.with_changes(bases=bases)
 
     def visit_FunctionDef(self, ctx: Context, node: cst.FunctionDef) -> None:
         self._functions.append(node)
@@ -198,9 +229,8 @@ class AttentionSites(Rule):
         if processor is None:
             reason = f"{enclosing} chooses its attention processor at run time; it keeps diffusers' Attention"
             return self._keep(ctx, call, reason)
-        constants = {k: v for k, v in known.items() if v is not NOT_NONE}
-        new_name = self._specialise(ctx, enclosing, given, known, processor)
-        kept = [f"{n}={code(v)}" for n, v in given.items() if n not in constants and n != "processor"]
+        new_name, taken = self._specialise(ctx, enclosing, given, known, processor)
+        kept = [f"{n}={code(v)}" for n, v in given.items() if n in taken]
         return make_call(new_name, kept)
 
     def _settled(self, ctx: Context, enclosing: str, given: dict[str, Any]) -> dict[str, Any]:
