@@ -1,0 +1,106 @@
+"""From the name of a model class to its port, without a pipeline around it."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from porter.emit.module import render
+from porter.emit.names import model_stem
+from porter.emit.write import write_files
+from porter.facts.pipeline import CONTROLNETS, TRANSFORMERS
+from porter.rules.build import Builder
+from porter.rules.engine import Residue
+from porter.rules.model.rewrite import ModelRewriter
+from porter.source import Definition, SourceError, SourceTree
+from porter.targets import Target
+
+FOLDERS = (TRANSFORMERS, CONTROLNETS)
+
+
+@dataclass
+class ModelPort:
+    """A converted model class.
+
+    Attributes:
+        name: of the class, in diffusers and in the port.
+        stem: of the file, without ``.py``.
+        text: of the file, before it is formatted.
+        residue: what no rule translated, with file, line and reason.
+        rules: names of the rules that changed something, and how often.
+    """
+
+    name: str
+    stem: str
+    text: str = field(repr=False)
+    residue: list[Residue] = field(default_factory=list)
+    rules: dict[str, int] = field(default_factory=dict)
+
+
+def model_names(tree: SourceTree) -> list[str]:
+    """Names of all classes below ``models/transformers`` and ``models/controlnets``, sorted."""
+    return sorted(name for name, modules in tree.class_index.items() if any(m.startswith(FOLDERS) for m in modules))
+
+
+def is_model(tree: SourceTree, name: str) -> bool:
+    """Whether a class is a model of its own: one that has weights and a configuration to load."""
+    node = find_model(tree, name).node
+    bases = [ast.unparse(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
+    return any(base in ("ModelMixin", "LegacyModelMixin") for base in bases)
+
+
+def find_model(tree: SourceTree, name: str) -> Definition:
+    """The definition of a model class of ``diffusers/models/transformers`` or ``…/controlnets``.
+
+    Raises:
+        SourceError: there is no such class; the nearest names are given.
+    """
+    short = name.removeprefix("diffusers.")
+    for module in tree.class_index.get(short, []):
+        if module.startswith(FOLDERS):
+            definition = tree.resolve(module, short)
+            if definition is not None:
+                return definition
+    near = difflib.get_close_matches(short, model_names(tree), n=3, cutoff=0.5)
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    raise SourceError(f"diffusers {tree.version} has no transformer or controlnet called {short!r}.{hint}")
+
+
+def port_model(tree: SourceTree, target: Target, name: str) -> ModelPort:
+    """Convert one model class, in memory.
+
+    Raises:
+        SourceError: there is no such class, or its source does not parse.
+    """
+    definition = find_model(tree, name)
+    built = Builder(tree, target.symbols, ModelRewriter()).build([definition])
+    stem = f"{model_stem(definition.name)}_transformer"
+    return ModelPort(definition.name, stem, render(built, tree, target), built.residue, built.applied)
+
+
+def write_models(folder: Path, ports: list[ModelPort]) -> dict[str, Path]:
+    """Write ports, formatted; returns the file of each class.
+
+    Raises:
+        OutputError: the folder cannot be used; nothing was written.
+        FormatError: a text is not Python: a defect of a rule.
+    """
+    write_files(folder, {f"{port.stem}.py": port.text for port in ports})
+    return {port.name: folder / f"{port.stem}.py" for port in ports}
+
+
+def load_model(file: Path, name: str) -> type[Any]:
+    """The class ``name`` of a file that :func:`write_models` wrote, imported under a name of its own."""
+    module_name = f"porter_model_port_{file.stem}_{abs(hash(file.resolve())):x}"
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # torch.compile and dataclasses look a module up by name
+    spec.loader.exec_module(module)
+    found: type[Any] = getattr(module, name)
+    return found
