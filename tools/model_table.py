@@ -89,7 +89,7 @@ def examine(
         except Exception as error:  # noqa: BLE001
             return {**result, "reason": f"does not import: {line(error)}"}
         if name not in model_spec.available():
-            return {**result, "reason": "no small configuration"}
+            return {**result, "reason": "not compared: no small configuration"}
         if DTYPES[0] not in result:
             result |= compare(tree, name, port_class, with_variants)
         if "compile" not in result and backend != "no":
@@ -265,7 +265,52 @@ def verdict(result: dict[str, Any]) -> str:
 
 
 def page(results: dict[str, Any], version: str) -> str:
-    return ""
+    """The results as a Markdown page."""
+    rows = []
+    for name, result in sorted(results.items(), key=lambda item: (item[1]["folder"], item[0])):
+        cells = [name, result["folder"], *(cell(result.get(dtype)) for dtype in DTYPES)]
+        for side in ("original", "port"):
+            cells.append(", ".join(dict.fromkeys(block[side][:60] for block in result.get("compile", []))))
+        cells += [str(len(result.get("residue", []))), remark(result)]
+        rows.append("| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |")
+    counted = [r for r in results.values() if r["folder"] == "transformers"]
+    zero = {dtype: sum(is_zero(r.get(dtype)) for r in counted) for dtype in DTYPES}
+    compiles = sum(bool(r.get("compile")) and all(b["port"] == "yes" for b in r["compile"]) for r in counted)
+    return (
+        "# Models\n\n"
+        f"diffusers {version}: each class and its port from the same small configurations with the same random "
+        "weights, none constant, on the CPU.\nMade by `python tools/model_table.py`.\n\n"
+        f"Transformers: {zero['float32']} of {len(counted)} at difference 0 in float32 in every configuration, "
+        f"{zero['bfloat16']} in bfloat16; the repeated blocks of {compiles} ports compile into one graph.\n\n"
+        "Columns float32 and bfloat16: largest absolute difference (configurations compared, and those that both sides "
+        "refuse alike).\nConfigurations are the stored ones and those with one parameter changed. Compile: "
+        "`torch.compile(fullgraph=True)` of a repeated block.\n\n"
+        "| class | folder | float32 | bfloat16 | compile original | compile port | residue | remark |\n"
+        "|---|---|---|---|---|---|--:|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+def is_zero(tally: dict[str, Any] | None) -> bool:
+    return bool(tally) and tally["compared"] > 0 and not tally["failing"] and tally["largest"] == 0
+
+
+def cell(tally: dict[str, Any] | None) -> str:
+    if not tally:
+        return ""
+    if not tally["compared"]:
+        return f"original does not run (0, {tally['refused']})" if not tally["failing"] else "fails"
+    return f"{tally['largest']:.3g} ({tally['compared']}, {tally['refused']})"
+
+
+def remark(result: dict[str, Any]) -> str:
+    """Why a class is not at 0 everywhere; empty if it is."""
+    failing = [
+        f"{dtype}, {where}: {why}"
+        for dtype in DTYPES
+        for where, why in result.get(dtype, {}).get("failing", {}).items()
+    ]
+    more = f"; and {len(failing) - 2} more" if len(failing) > 2 else ""
+    return result.get("reason") or "; ".join(failing[:2]) + more
 
 
 if __name__ == "__main__":

@@ -91,3 +91,14 @@ def test_calls_are_recorded_from_a_pipeline(tmp_path):
     assert len(calls) == 2
     report = check_model(FluxTransformer2DModel, CONFIG, lambda: Port.from_config(CONFIG), calls)
     assert report.passed
+
+
+def test_a_port_must_refuse_what_the_original_refuses():
+    def build():
+        return Port.from_config(CONFIG)
+
+    broken = {**CONFIG, "axes_dims_rope": None}
+    report = check_model(FluxTransformer2DModel, broken, build, [call()])
+    assert not report.passed and "TypeError" in report.refused and "nothing raised" in report.error
+    report = check_model(FluxTransformer2DModel, broken, lambda: Port.from_config(broken), [call()])
+    assert report.passed and not report.compared
