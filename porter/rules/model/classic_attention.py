@@ -210,7 +210,7 @@ class ClassicAttention(Rule):
         while queue:
             current = queue.pop(0)
             folded = fold_function(methods[current], facts)
-            kept[current] = without_dead(methods[current], folded).visit(WithoutUnitFactors(attributes))
+            kept[current] = visit(without_dead(methods[current], folded), WithoutUnitFactors(attributes))
             for name in re.findall(r"self\.(\w+)\(", code(kept[current])):
                 if name in methods and name not in kept and name not in queue:
                     queue.append(name)

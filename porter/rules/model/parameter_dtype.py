@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import re
 
 import libcst as cst
 
-from porter.rules.engine import SAME, Context, Rule, code, make_call
+from porter.rules.engine import SAME, Context, Rule, code, identifiers, make_call
 from porter.rules.fold import bindings, dotted
 
 EXPLICIT = re.compile(r"\bdtype=torch\.(float32|float64|float)\b|\.(float|double)\(\)")
@@ -50,10 +49,10 @@ class ParameterDtype(Rule):
     )
 
     def __init__(self) -> None:
-        self._values: list[dict[str, ast.expr]] = []
+        self._values: list[dict[str, cst.BaseExpression]] = []
 
     def visit_FunctionDef(self, ctx: Context, node: cst.FunctionDef) -> None:
-        makes_parameters = "nn.Parameter(" in code(node.body)
+        makes_parameters = "Parameter" in identifiers(node.body)
         self._values.append(bindings(node.body).values if makes_parameters else {})
 
     def leave_FunctionDef(self, ctx: Context, original: cst.FunctionDef, updated: cst.FunctionDef) -> cst.FunctionDef:
@@ -78,6 +77,6 @@ class ParameterDtype(Rule):
             return True
         for name in set(re.findall(r"\w+", text)) - seen:
             value = self._values[-1].get(name)
-            if value is not None and self._is_explicit(ast.unparse(value), {*seen, name}):
+            if value is not None and self._is_explicit(code(value), {*seen, name}):
                 return True
         return False
