@@ -30,7 +30,7 @@ All = Annotated[bool, typer.Option("--all", help="every port that has a tiny che
 Checkpoint = Annotated[
     str | None, typer.Option("--checkpoint", metavar="DIR|ID", help="a checkpoint; a tiny random one by default")
 ]
-Engine = Annotated[str, typer.Option("--engine", metavar="porter", help="what runs the port")]
+Engine = Annotated[str, typer.Option("--engine", metavar="porter|vllm-omni", help="what runs the port")]
 Device = Annotated[str, typer.Option("--device", help="where both sides run")]
 Dtype = Annotated[str, typer.Option("--dtype", help="of the weights of both sides")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write the report as a page")]
@@ -52,6 +52,7 @@ def parity(
     """Run diffusers and a port on the same inputs and compare stage by stage: exit code 0 at parity, 1 if not."""
     _check(name, everything, checkpoint, engine, html)
     check_dtype(dtype)
+    _start(engine)
     names = _names(name, models_dir)
     check_device(device)
     hush_libraries()
@@ -67,7 +68,9 @@ def parity(
         if everything and not quiet and sys.stderr.isatty():
             print(f"{number}/{len(names)} {each}", file=sys.stderr)
         with bad_input(SpecError):
-            report = run_parity(each, checkpoint=checkpoint, models_dir=models_dir, device=device, dtype=dtype)
+            report = run_parity(
+                each, checkpoint=checkpoint, models_dir=models_dir, engine=engine, device=device, dtype=dtype
+            )
         reports.append(report)
         if not json and not quiet and not everything:
             print_report(report, console(), verbose)
@@ -87,8 +90,10 @@ def _check(name: str | None, everything: bool, checkpoint: str | None, engine: s
         raise Failure("name a pipeline, or say --all" if name is None else "either name a pipeline or say --all")
     if everything and (checkpoint is not None or html is not None):
         raise Failure("--checkpoint and --html go with one pipeline, not with --all")
-    if engine != "porter":
-        raise Failure(f"--engine {engine}: there is porter")
+    from porter.parity.sides import ENGINES
+
+    if engine not in ENGINES:
+        raise Failure(f"--engine {engine}: there are {', '.join(ENGINES)}")
     if (
         checkpoint is not None
         and not Path(checkpoint).is_dir()
@@ -99,6 +104,14 @@ def _check(name: str | None, everything: bool, checkpoint: str | None, engine: s
         raise Failure(f"--checkpoint {checkpoint}: holds no model_index.json")
     if html is not None and not html.absolute().parent.is_dir():
         raise Failure(f"--html {html}: {html.parent} is no folder")
+
+
+def _start(engine: str) -> None:
+    from porter.omni import EngineMissing
+    from porter.parity.sides import start_engine
+
+    with bad_input(EngineMissing):
+        start_engine(engine)
 
 
 def _names(name: str | None, models_dir: Path | None) -> list[str]:

@@ -23,10 +23,10 @@ from porter.parity.locate import Location, locate
 from porter.parity.pictures import pictures
 from porter.parity.recipes import decode
 from porter.parity.results import CaseResult, ParityReport
-from porter.parity.sides import Port, Reference, Side, rejection, restored, small_areas
+from porter.parity.sides import Reference, Side, port_side, rejection, restored, small_areas, start_engine
 from porter.parity.weight_check import check_weights
 
-_PACKAGES = ("porter", "torch", "diffusers", "transformers", "safetensors", "numpy")
+_PACKAGES = ("porter", "torch", "diffusers", "transformers", "safetensors", "numpy", "vllm", "vllm-omni")
 
 
 def run_parity(
@@ -34,6 +34,7 @@ def run_parity(
     *,
     checkpoint: str | Path | None = None,
     models_dir: str | Path | None = None,
+    engine: str = "porter",
     device: str = "cpu",
     dtype: str = "float32",
     cases: Sequence[str] | None = None,
@@ -47,6 +48,7 @@ def run_parity(
         name: the pipeline class, with or without ``diffusers.`` in front.
         checkpoint: a checkpoint folder; None: a tiny random one is built from the pipeline's spec.
         models_dir: folder of ports as ``porter convert -o`` writes it; None: the committed ones.
+        engine: what runs the port: ``porter``, or ``vllm-omni`` in an environment that has it.
         device: where both sides run.
         dtype: of the weights on both sides.
         cases: names of the cases to run; None: all.
@@ -61,8 +63,9 @@ def run_parity(
     name = name.removeprefix("diffusers.")
     started = time.perf_counter()
     report = ParityReport(
-        pipeline=name, verdict="parity", device=device, dtype=dtype, environment=_environment(), command=_command(name)
+        pipeline=name, verdict="parity", device=device, dtype=dtype, environment=_environment(), command=_command(name, engine)
     )
+    start_engine(engine)
     if name not in specs.available(root):
         report.verdict = "not tested (no checkpoint)"
         report.reason = f"no tiny checkpoint for {name}; available: porter.parity.checkpoint.available()"
@@ -72,13 +75,18 @@ def run_parity(
     with _threads(threads), tempfile.TemporaryDirectory(prefix="porter-parity-") as scratch:
         report.environment["threads"] = str(torch.get_num_threads())
         folder = Path(checkpoint) if checkpoint else checkpoints.build(name, Path(scratch) / name, seed, root)
-        _run(report, folder, models_dir, cases, specs.read(name, root))
+        _run(report, folder, models_dir, engine, cases, specs.read(name, root))
     report.seconds = time.perf_counter() - started
     return report
 
 
 def _run(
-    report: ParityReport, folder: Path, models_dir: str | Path | None, wanted: Sequence[str] | None, spec: specs.Spec
+    report: ParityReport,
+    folder: Path,
+    models_dir: str | Path | None,
+    engine: str,
+    wanted: Sequence[str] | None,
+    spec: specs.Spec,
 ) -> None:
     try:
         reference = Reference(folder, report.device, getattr(torch, report.dtype))
@@ -94,15 +102,18 @@ def _run(
     cases = build_cases(type(reference.pipeline).__call__, spec.inputs, _default_size(reference), own)
     chosen = _choose(cases, wanted)
     try:
-        port = Port(folder, models_dir, report.device, report.dtype)
+        port = port_side(engine, folder, models_dir, report.device, report.dtype)
     except Exception as error:
         report.verdict, report.reason = "port does not load", f"{type(error).__name__}: {rejection(error)}"
         return
-    report.weights = check_weights(reference.pipeline, port.pipeline)
-    with small_areas(reference.pipeline, port.pipeline):
-        for case in chosen:
-            recipe = case.recipe(spec.inputs)
-            report.cases.append(run_case(case, recipe, tensors, reference, port, report.device))
+    try:
+        report.weights = check_weights(reference.pipeline, port.pipeline)
+        with small_areas(reference.pipeline, port.pipeline):
+            for case in chosen:
+                recipe = case.recipe(spec.inputs)
+                report.cases.append(run_case(case, recipe, tensors, reference, port, report.device))
+    finally:
+        port.close()
     verdicts = {case.verdict for case in report.cases}
     if not report.weights.passed:
         report.verdict, report.reason = "differs", f"weights: {report.weights.summary()}"
@@ -222,5 +233,5 @@ def _environment() -> dict[str, str]:
     return found
 
 
-def _command(name: str) -> str:
-    return f"porter parity {name}"
+def _command(name: str, engine: str) -> str:
+    return f"porter parity {name}" + ("" if engine == "porter" else f" --engine {engine}")

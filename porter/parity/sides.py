@@ -23,6 +23,10 @@ _AREA_FRACTION = 1 / 256
 _LEAST_AREA = 48 * 48
 
 
+# What can run a port: porter's own runtime, and vLLM-Omni itself (see :mod:`porter.omni`).
+ENGINES = ("porter", "vllm-omni")
+
+
 class Side(Protocol):
     """Runs calls and records them."""
 
@@ -30,6 +34,14 @@ class Side(Protocol):
 
     def run(self, kwargs: dict[str, Any], methods: set[str] | None = None, stop: bool = False) -> Capture:
         """Run one call, up to the first prediction if ``stop``; an exception is recorded, not raised."""
+        ...
+
+
+class PortSide(Side, Protocol):
+    """A side that has an engine to give up."""
+
+    def close(self) -> None:
+        """Unload the model."""
         ...
 
 
@@ -53,7 +65,7 @@ class Reference:
             result = self.pipeline(**kwargs, return_dict=False)
             return list(result) if isinstance(result, tuple) else [result]
 
-        return _run(self.pipeline, kwargs, call, methods, stop)
+        return record(self.pipeline, kwargs, call, methods, stop)
 
 
 class Port:
@@ -68,17 +80,39 @@ class Port:
             self.pipeline.set_progress_bar_config(disable=True)
         align(self.pipeline)
 
+    def close(self) -> None:
+        """Nothing is held besides memory."""
+
     def run(self, kwargs: dict[str, Any], methods: set[str] | None = None, stop: bool = False) -> Capture:
         """Send the call as a request."""
 
         def call() -> list[Any]:
             prompt, params = to_request(kwargs)
             [result] = self.omni.generate(prompt, params)
-            media = [result.images, result.frames, result.audios, *result.multimodal_output.values()]
-            media = [item for item in media if item is not None and (hasattr(item, "shape") or len(item))]
-            return media or [result.output]
+            return result.media()
 
-        return _run(self.pipeline, kwargs, call, methods, stop)
+        return record(self.pipeline, kwargs, call, methods, stop)
+
+
+def start_engine(engine: str) -> None:
+    """Load what an engine wants loaded before diffusers and transformers are.
+
+    Raises:
+        EngineMissing: the engine is not in this environment; the message says how to get it.
+    """
+    if engine == "vllm-omni":
+        from porter.omni import start
+
+        start()
+
+
+def port_side(engine: str, checkpoint: Path, models_dir: str | Path | None, device: str, dtype: str) -> PortSide:
+    """The port in the engine of this name (one of :data:`ENGINES`)."""
+    if engine == "vllm-omni":
+        from porter.omni.side import EnginePort
+
+        return EnginePort(checkpoint, models_dir, device, dtype)
+    return Port(checkpoint, models_dir, device, dtype)
 
 
 def align(pipeline: Any) -> None:
@@ -137,26 +171,27 @@ def _scaled(original: Callable[..., Any]) -> Callable[..., Any]:
     return calculate_dimensions
 
 
-def _run(
+def record(
     pipeline: Any, kwargs: dict[str, Any], call: Callable[[], list[Any]], methods: set[str] | None, stop: bool
 ) -> Capture:
+    """Watch ``call`` run ``pipeline``: its stages, what it returns, the state of its generators, or how it failed."""
     # Some components draw from the global generators when none is handed in.
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    with capture(pipeline, methods, stop) as record:
+    with capture(pipeline, methods, stop) as seen:
         try:
             final = call()
         except Enough:
-            return record
+            return seen
         except Exception as error:
-            record.error = error
-            return record
-    record.add("output", "final", final_leaves(final))
+            seen.error = error
+            return seen
+    seen.add("output", "final", final_leaves(final))
     generators = kwargs.get("generator")
     if generators is not None:
-        record.add("generator state", "final", flatten(generators, "result"))
-    return record
+        seen.add("generator state", "final", flatten(generators, "result"))
+    return seen
 
 
 def final_leaves(outputs: list[Any]) -> dict[str, Any]:

@@ -54,6 +54,12 @@ class OmniRequestOutput:
         """Same as ``audios``."""
         return self.audios
 
+    def media(self) -> list[Any]:
+        """Pictures, frames, sound and what else was named, those there are; the raw output if there are none."""
+        found = [self.images, self.frames, self.audios, *self.multimodal_output.values()]
+        found = [item for item in found if item is not None and (hasattr(item, "shape") or len(item))]
+        return found or [self.output]
+
     def set_media(self, processed: Any) -> None:
         """Sort a post-processing hook's return value into ``images``, ``frames``, ``audios`` and the rest.
 

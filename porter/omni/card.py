@@ -1,0 +1,74 @@
+"""What the engine wants to know about a port before it loads it, read from the port's text."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from porter.emit.write import read_registry
+from porter.omni.ports import ConversionRefused, port_folder
+
+# Keys of what a post-processing hook returns, and the modality that each makes; the first that is there decides.
+_KINDS = {"video": "video", "audio": "audio"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """One port.
+
+    Attributes:
+        name: its pipeline class.
+        kind: ``image``, ``video`` or ``audio``.
+        image_input: whether it takes pictures.
+        arguments: names of its call arguments, as diffusers has them.
+    """
+
+    name: str
+    kind: str
+    image_input: bool
+    arguments: frozenset[str]
+
+
+@cache
+def card(name: str) -> Card | None:
+    """The card of the port of a pipeline; None if there is no port that could be trusted."""
+    try:
+        folder = port_folder(name).folder
+    except ConversionRefused:
+        return None
+    return read_card(folder, name)
+
+
+def read_card(folder: Path, name: str) -> Card:
+    """The card of a port in a folder that ``porter convert -o`` wrote."""
+    tables = read_registry(folder)
+    entry: Any = tables["_DIFFUSION_MODELS"][name]
+    tree = ast.parse((folder / entry[0] / f"{entry[1]}.py").read_text("utf-8"))
+    cls = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == entry[2])
+    hook = tables["_DIFFUSION_POST_PROCESS_FUNCS"].get(name)
+    keys = {key for node in tree.body if getattr(node, "name", None) == hook for key in _returned_keys(node)}
+    return Card(
+        name=name,
+        kind=next((kind for key, kind in _KINDS.items() if key in keys), "image"),
+        image_input=any(_assigns(item, "support_image_input") for item in cls.body),
+        arguments=frozenset(_arguments(cls)),
+    )
+
+
+def _returned_keys(node: ast.AST) -> list[str]:
+    returned = (item.value for item in ast.walk(node) if isinstance(item, ast.Return))
+    keys = (key for value in returned if isinstance(value, ast.Dict) for key in value.keys)
+    return [str(key.value) for key in keys if isinstance(key, ast.Constant)]
+
+
+def _assigns(item: ast.stmt, name: str) -> bool:
+    return isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.target.id == name
+
+
+def _arguments(cls: ast.ClassDef) -> list[str]:
+    forward = next(item for item in cls.body if isinstance(item, ast.FunctionDef) and item.name == "forward")
+    names = [arg.arg for arg in (*forward.args.posonlyargs, *forward.args.args, *forward.args.kwonlyargs)]
+    return [name for name in names if name not in ("self", "req")]

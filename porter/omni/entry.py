@@ -1,0 +1,38 @@
+"""What the entry points name. Both are called in every process of the engine, possibly several times."""
+
+from __future__ import annotations
+
+CPU_PLATFORM = "porter.omni.platform.CpuOmniPlatform"
+
+
+def platform() -> str | None:
+    """``vllm_omni.platform_plugins``: the CPU platform where there is no accelerator, None elsewhere.
+
+    vLLM-Omni asks its platform plugins before it reads any model's metadata, and its general plugins long after; so
+    what it should know early about ports is told here as well, whatever the hardware.
+    """
+    from porter.omni.early import announce_models
+    from porter.omni.shims import define_torchvision_operators, has_accelerator
+
+    announce_models()
+    if has_accelerator():
+        return None
+    define_torchvision_operators()
+    return CPU_PLATFORM
+
+
+def register() -> None:
+    """``vllm_omni.general_plugins``: make every port a model of the engine."""
+    from porter.omni.plugin import register_ports
+
+    register_ports()
+
+
+def vllm_platform() -> str | None:
+    """``vllm.platform_plugins``: vllm's own CPU platform where there is no accelerator, None elsewhere."""
+    from porter.omni.shims import define_torchvision_operators, has_accelerator
+
+    if has_accelerator():
+        return None
+    define_torchvision_operators()
+    return "vllm.platforms.cpu.CpuPlatform"

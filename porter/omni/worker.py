@@ -1,0 +1,145 @@
+"""One model in vLLM-Omni's own worker, in this process: its loader, process groups, hooks and runner.
+
+This is the engine without its scheduler process and queues: what runs a request, and what can be watched while it does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import socket
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from porter.omni import require_engine
+from porter.omni.log import logger
+
+
+class OneWorker:
+    """A checkpoint, loaded as the engine loads it.
+
+    Args:
+        checkpoint: folder in the layout of diffusers.
+        dtype: of the weights, as torch names it.
+        model_class_name: pipeline class; None: the one that ``model_index.json`` names.
+
+    Raises:
+        EngineMissing: vllm-omni is not installed.
+        Exception: whatever the engine raises while it loads the model.
+    """
+
+    def __init__(self, checkpoint: str | Path, dtype: str = "float32", model_class_name: str | None = None) -> None:
+        require_engine()
+        from vllm_omni.diffusion.data import OmniDiffusionConfig
+        from vllm_omni.diffusion.registry import get_diffusion_post_process_func, get_diffusion_pre_process_func
+        from vllm_omni.platforms import current_omni_platform
+        from vllm_omni.plugins import load_omni_general_plugins
+
+        load_omni_general_plugins()
+        config = OmniDiffusionConfig(
+            model=str(checkpoint),
+            model_class_name=model_class_name,
+            dtype=getattr(torch, dtype),
+            num_gpus=1,
+            enforce_eager=True,
+            master_port=_free_port(),
+        )
+        config.enrich_config()
+        self.config: Any = config
+        # Hooks first, as in the engine: what is wrong with them shows before the weights are read.
+        self._pre_process = get_diffusion_pre_process_func(config)
+        self._post_process = get_diffusion_post_process_func(config)
+        worker_class = _resolve(current_omni_platform.get_diffusion_worker_cls())
+        with _own_streams():
+            self._worker = worker_class(local_rank=0, rank=0, od_config=config)
+        self.pipeline: Any = self._worker.model_runner.pipeline
+
+    def run(self, prompt: Any, params: Any, request_id: str | None = None) -> tuple[Any, Any]:
+        """Run one request: pre-processing hook, worker, post-processing hook.
+
+        Args:
+            prompt: a string or a prompt dict.
+            params: an ``OmniDiffusionSamplingParams`` of vllm_omni.
+            request_id: None: a new one.
+
+        Returns:
+            What ``forward`` returned in its ``DiffusionOutput``, and what the post-processing hook made of it.
+        """
+        from vllm_omni.diffusion.postprocess.media import finalize_diffusion_media
+        from vllm_omni.diffusion.request import OmniDiffusionRequest
+
+        request = OmniDiffusionRequest(
+            prompt=prompt, sampling_params=params, request_id=request_id or f"porter-{uuid.uuid4().hex[:12]}"
+        )
+        if self._pre_process is not None:
+            request = self._pre_process(request)
+        output = self._worker.execute_model(request, self.config)
+        if output.error is not None:
+            raise RuntimeError(f"the request failed: {output.error}")
+        if output.media is not None:
+            return output.media.video.tensor, finalize_diffusion_media(output.media, sampling_params=params)
+        if self._post_process is None:
+            return output.output, output.output
+        accepted = inspect.signature(self._post_process).parameters
+        arguments = {"sampling_params": params} if "sampling_params" in accepted else {}
+        return output.output, self._post_process(output.output, **arguments)
+
+    def warm_up(self) -> None:
+        """Run the request that the engine sends before it takes others.
+
+        Raises:
+            Exception: the port does not survive it; the engine would not start.
+        """
+        request = dummy_request(self.config)
+        if request is not None:
+            self.run(request.prompt, request.sampling_params, request.request_id)
+
+    def close(self) -> None:
+        """Give up the process groups, so that another model can be loaded in this process."""
+        self.pipeline = None
+        try:
+            self._worker.shutdown()
+        except Exception:
+            logger.exception("the worker did not shut down")
+
+
+def dummy_request(config: Any) -> Any:
+    """The engine's own warm-up request for a model; None if the model is to be started without."""
+    from vllm_omni.diffusion.diffusion_engine import DiffusionEngine
+
+    engine = DiffusionEngine.__new__(DiffusionEngine)
+    engine.od_config = config
+    return engine._make_dummy_request(height=512, width=512, guidance_scale=0.0, num_inference_steps=2)
+
+
+@contextlib.contextmanager
+def _own_streams() -> Iterator[None]:
+    """A worker puts its name before every line of its process; this process has other things to say."""
+    streams = (sys.stdout, sys.stderr)
+    held = [dict(vars(stream)) if hasattr(stream, "__dict__") else {} for stream in streams]
+    try:
+        yield
+    finally:
+        for stream, before in zip(streams, held):
+            for name in ("write", "_original_write", "start_new_line"):
+                if name in before:
+                    setattr(stream, name, before[name])
+                elif name in getattr(stream, "__dict__", {}):
+                    delattr(stream, name)
+
+
+def _resolve(name: str) -> Any:
+    from vllm.utils.import_utils import resolve_obj_by_qualname
+
+    return resolve_obj_by_qualname(name)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
