@@ -4,6 +4,9 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+OMNI_VENV ?= .venv-omni
+OMNI := $(OMNI_VENV)/bin
+OMNI_PIP := $(OMNI)/python -m pip --disable-pip-version-check
 # Two processes on two cores: more threads would only wait for each other.
 TEST_WORKERS ?= 2
 
@@ -11,10 +14,10 @@ export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint symbols lock bench clean
+.PHONY: help venv demo test lint symbols lock bench omni-env omni-test omni-table omni-lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(VENV)/.stamp-porter ## the environment, from the lock
 
@@ -34,6 +37,22 @@ symbols: venv ## make the symbol table of the vllm-omni target again, from the p
 
 bench: venv ## measure the conversion
 	$(BIN)/python benchmarks/convert.py
+
+omni-env: $(OMNI_VENV)/.stamp-porter ## the environment with vLLM-Omni, from its own lock
+
+omni-test: omni-env ## the tests that need vLLM-Omni
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(OMNI)/python -m pytest parity_tests/omni $(PYTEST_ARGS)
+
+omni-table: omni-env ## every port in vLLM-Omni against diffusers, and beside vLLM-Omni's own: hours
+	OMP_NUM_THREADS=1 $(OMNI)/python tools/omni_table.py
+	OMP_NUM_THREADS=1 $(OMNI)/python tools/omni_side_by_side.py
+
+omni-lock: ## resolve requirements/omni.txt again, in an environment of its own
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet --upgrade pip
+	.venv-lock/bin/python tools/lock.py omni
+	rm -rf .venv-lock
 
 lock: ## resolve requirements/lock.txt again, in an environment of its own
 	rm -rf .venv-lock
@@ -61,4 +80,23 @@ $(VENV)/.stamp-lock: requirements/lock.txt $(VENV)/.stamp-torch
 
 $(VENV)/.stamp-porter: pyproject.toml tools/hatch_build.py $(VENV)/.stamp-lock
 	$(PIP) install --quiet --editable . --no-deps --no-build-isolation
+	touch $@
+
+# The environment with vLLM-Omni. Its libraries are installed without their dependencies: the lock has those that are
+# needed, and several of the others are builds for CUDA.
+$(OMNI)/python:
+	$(PYTHON) -m venv $(OMNI_VENV)
+	$(OMNI_PIP) install --quiet --upgrade pip
+
+$(OMNI_VENV)/.stamp-torch: requirements/omni.txt | $(OMNI)/python
+	grep -E '^torch==' $< > $(OMNI_VENV)/torch.txt
+	$(OMNI_PIP) install --quiet --requirement $(OMNI_VENV)/torch.txt
+	touch $@
+
+$(OMNI_VENV)/.stamp-lock: requirements/omni.txt $(OMNI_VENV)/.stamp-torch
+	$(OMNI_PIP) install --quiet --no-deps --requirement $<
+	touch $@
+
+$(OMNI_VENV)/.stamp-porter: pyproject.toml tools/hatch_build.py $(OMNI_VENV)/.stamp-lock
+	$(OMNI_PIP) install --quiet --editable . --no-deps --no-build-isolation
 	touch $@

@@ -89,13 +89,17 @@ class OneWorker:
         arguments = {"sampling_params": params} if "sampling_params" in accepted else {}
         return output.output, self._post_process(output.output, **arguments)
 
-    def warm_up(self) -> None:
+    def warm_up(self, size: int = 512) -> None:
         """Run the request that the engine sends before it takes others.
+
+        Args:
+            size: height and width; the engine's own by default. The VAE of a tiny checkpoint may scale so little that
+                a picture of that size has as many tokens as one of 4096 pixels has otherwise.
 
         Raises:
             Exception: the port does not survive it; the engine would not start.
         """
-        request = dummy_request(self.config)
+        request = dummy_request(self.config, size)
         if request is not None:
             self.run(request.prompt, request.sampling_params, request.request_id)
 
@@ -108,13 +112,13 @@ class OneWorker:
             logger.exception("the worker did not shut down")
 
 
-def dummy_request(config: Any) -> Any:
+def dummy_request(config: Any, size: int = 512) -> Any:
     """The engine's own warm-up request for a model; None if the model is to be started without."""
     from vllm_omni.diffusion.diffusion_engine import DiffusionEngine
 
     engine = DiffusionEngine.__new__(DiffusionEngine)
     engine.od_config = config
-    return engine._make_dummy_request(height=512, width=512, guidance_scale=0.0, num_inference_steps=2)
+    return engine._make_dummy_request(height=size, width=size, guidance_scale=0.0, num_inference_steps=2)
 
 
 @contextlib.contextmanager

@@ -61,6 +61,10 @@ def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
             tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
         loaded.add(name)
+    # The engine asks for parameters only.
+    missing = [n for n, tensor in tensors.items() if n not in loaded and not isinstance(tensor, nn.Parameter)]
+    if missing:
+        raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
     return loaded
 """
 
@@ -143,6 +147,12 @@ class ExplicitConfig(Rule):
                                 tensor.device, self.dtype if weight.is_floating_point() else weight.dtype
                             )
                         loaded.add(name)
+                    # The engine asks for parameters only.
+                    missing = [
+                        n for n, tensor in tensors.items() if n not in loaded and not isinstance(tensor, nn.Parameter)
+                    ]
+                    if missing:
+                        raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
                     return loaded
             """,
         ),

@@ -137,11 +137,16 @@ class PipelineRewriter:
     def _load_weights(self, ctx: Context) -> list[Any]:
         ctx.need("typing", "ClassVar")
         ctx.need("collections.abc", "Iterable")
+        signature = "def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:\n"
+        if not any(c.converted for c in self.facts.components):
+            # The engine holds a model without sources to every parameter that it has.
+            return statements(
+                f"{signature}"
+                "    # Every component was loaded from its own folder.\n"
+                "    return {name for name, _ in self.named_parameters()}\n"
+            )
         ctx.need("vllm.model_executor.models.utils", "AutoWeightsLoader")
-        return statements(
-            "def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:\n"
-            "    return AutoWeightsLoader(self).load_weights(weights)\n"
-        )
+        return statements(f"{signature}    return AutoWeightsLoader(self).load_weights(weights)\n")
 
 
 def _functions(node: cst.ClassDef) -> dict[str, list[cst.FunctionDef]]:

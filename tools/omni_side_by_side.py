@@ -1,0 +1,185 @@
+"""Set porter's ports beside vLLM-Omni's own: same tiny checkpoint, same calls, both compared with diffusers.
+
+    .venv-omni/bin/python tools/omni_side_by_side.py [--only NAME …] [--resume]
+
+For every pipeline that vLLM-Omni has a model of its own for. What is compared is what the VAE decodes (the output itself
+where there is none): the largest difference as a fraction of the reference's scale, for the plain call and for calls that
+change one argument. An argument counts as honoured if its call stays within the bound. Calls of several prompts at once
+are left out: vLLM-Omni takes them as several requests. Writes ``docs/omni_side_by_side.md`` and the figures behind it,
+``porter/parity/data/omni_side_by_side.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "porter" / "parity" / "data" / "omni_side_by_side.json"
+TABLE = ROOT / "docs" / "omni_side_by_side.md"
+BOUND = 1e-5
+PLAIN = "plain"
+# Arguments and a value that makes a difference, tried where a pipeline has them; {} keeps the rest of the call.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "sigmas": {"sigmas": [1.0, 0.4], "num_inference_steps": 2},
+    "max_sequence_length": {"max_sequence_length": 8},
+    "guidance_rescale": {"guidance_rescale": 0.7},
+    "clip_skip": {"clip_skip": 1},
+    "eta": {"eta": 0.5},
+    "prompt_2": {"prompt_2": "a dog under a tree"},
+    "negative_prompt_2": {"negative_prompt_2": "grey"},
+    "skip_guidance_layers": {"skip_guidance_layers": [0], "num_inference_steps": 4},
+    "cfg_normalization": {"cfg_normalization": True, "guidance_scale": 3.5},
+    "guidance_scale_2": {"guidance_scale_2": 2.5},
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=None)
+    parser.add_argument("--resume", action="store_true", help="leave out what the results already hold")
+    args = parser.parse_args()
+    from porter import omni
+
+    omni.start()
+    sys.path.insert(0, str(ROOT / "tools"))
+    from omni_table import quiet
+
+    quiet()
+    from porter.omni.choice import native_models
+    from porter.parity.checkpoint import available
+
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    for name in args.only or sorted(native_models() & set(available())):
+        if args.resume and name in results:
+            continue
+        try:
+            results[name] = beside(name)
+        except Exception as error:  # noqa: BLE001 - the table says what went wrong with each pipeline
+            results[name] = {"error": _line(error)}
+        print(name, json.dumps(results[name])[:400], flush=True)
+        RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+    TABLE.write_text(table(results))
+    return 0
+
+
+def beside(name: str) -> dict[str, Any]:
+    """Both ports of one pipeline: by case, the difference to diffusers or the error."""
+    import torch
+
+    from porter.omni.side import EnginePort
+    from porter.parity import checkpoint, spec
+    from porter.parity.sides import Reference, small_areas
+
+    held = spec.read(name)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = checkpoint.build(name, Path(scratch) / name)
+        reference = Reference(folder, "cpu", torch.float32)
+        calls = _calls(reference.pipeline, held.inputs)
+        expected = {case: _run(reference, recipe, held) for case, recipe in calls.items()}
+        calls = {case: recipe for case, recipe in calls.items() if isinstance(expected[case], np.ndarray)}
+        for side, native in (("ours", False), ("theirs", True)):
+            try:
+                port = EnginePort(folder, None, "cpu", "float32", native=native)
+            except Exception as error:  # noqa: BLE001
+                found[side] = {"error": _line(f"{type(error).__name__}: {error}")}
+                continue
+            with small_areas(reference.pipeline, port.pipeline):
+                found[side] = {case: _distance(expected[case], _run(port, calls[case], held)) for case in calls}
+            port.close()
+    return found
+
+
+def _calls(pipeline: Any, inputs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    import inspect
+
+    from porter.parity.cases import build_cases
+
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    cases = build_cases(type(pipeline).__call__, inputs)
+    calls = {
+        case.name: case.recipe(inputs)
+        for case in cases
+        if not case.first_call_only and not case.name.startswith(("two prompts", "output "))
+    }
+    for argument, changes in ARGUMENTS.items():
+        if argument in parameters and all(name in parameters for name in changes):
+            calls.setdefault(argument, {**inputs, **changes})
+    return calls
+
+
+def _run(side: Any, recipe: dict[str, Any], held: Any) -> np.ndarray | str:
+    """What the VAE decoded at the end of a call, else its output; the text of the error of one that failed."""
+    from safetensors.torch import load_file
+
+    from porter.parity.flatten import to_numpy
+    from porter.parity.recipes import decode
+
+    record = side.run(decode(recipe, load_file(held.tensors) if held.tensors else {}))
+    if record.error is not None:
+        return _line(f"{type(record.error).__name__}: {record.error}")
+    decoded = [event for event in record.events if event.name.endswith("vae.decode")]
+    event = decoded[-1] if decoded else record.events[-1] if record.events[-1].name == "output" else record.events[-2]
+    arrays = [to_numpy(leaf) for path, leaf in event.values.items() if path.startswith("result") and _is_array(leaf)]
+    return np.concatenate([array.astype(np.float64).ravel() for array in arrays]) if arrays else "no output"
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and len(leaf.shape) > 0
+
+
+def _distance(expected: Any, found: Any) -> float | str:
+    if isinstance(found, str):
+        return found
+    if found.shape != expected.shape:
+        return f"{found.size} values instead of {expected.size}"
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as a Markdown page."""
+    from importlib import metadata
+
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("vllm-omni", "diffusers", "torch"))
+    rows = []
+    for name, result in sorted(results.items()):
+        sides = [result.get(side, {"error": result.get("error", "")}) for side in ("ours", "theirs")]
+        cells = [f"{_show(side.get(PLAIN, side.get('error', '')))} | {_count(side)}" for side in sides]
+        failing = [f"{case} ({_show(value)})" for case, value in sides[1].items() if case != "error" and not _good(value)]
+        rows.append(f"| {name} | {cells[0]} | {cells[1]} | {'; '.join(failing)} |")
+    return (
+        "# Ports of porter beside vLLM-Omni's own\n\n"
+        f"{versions}; tiny random checkpoints, float32 on the CPU. Difference to diffusers as a fraction of the output's "
+        f"scale; a call agrees if it is at most {BOUND:g}.\n"
+        "Made by `.venv-omni/bin/python tools/omni_side_by_side.py`, which says what is compared and how; every figure "
+        "is in `porter/parity/data/omni_side_by_side.json`.\n\n"
+        "| pipeline | porter: plain call | porter: calls that agree | vLLM-Omni: plain call | vLLM-Omni: calls that agree "
+        "| calls in which vLLM-Omni's differs |\n|---|---|--:|---|--:|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+def _good(value: Any) -> bool:
+    return isinstance(value, float) and value <= BOUND
+
+
+def _count(side: dict[str, Any]) -> str:
+    return f"{sum(map(_good, side.values()))} of {len(side)}" if "error" not in side else ""
+
+
+def _show(value: Any) -> str:
+    return (f"{value:.2g}" if isinstance(value, float) else str(value)).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
