@@ -100,26 +100,40 @@ def compare(name: str, cases: list[str], warm_up: bool) -> dict[str, Any]:
             first = failed.first_difference
             stage = f"{first.stage} {first.part} {first.note}" if first is not None else ""
             found["reason"] = line(f"{failed.name}: {stage} {failed.port_error}")
-        found["warm_up"] = survives(folder) if warm_up and report.cases else "not tried"
+        found["warm_up"] = survives(name, folder) if warm_up and report.cases else "not tried"
     return found
 
 
-def survives(folder: Path) -> str:
-    """Whether the port survives the engine's first request: ``yes``, ``not asked`` or the error."""
-    from porter.omni.worker import OneWorker, dummy_request
+def survives(name: str, folder: Path) -> str:
+    """Whether the port survives the engine's first request, at the size of the tiny call.
 
+    ``yes``, ``refused: …`` (the engine starts, and says so), ``not asked`` or the error that keeps it from starting.
+    """
+    from porter.omni import adapt
+    from porter.omni.worker import OneWorker, dummy_request
+    from porter.parity.checkpoint import load_inputs
+    from porter.parity.sides import small_areas
+
+    inputs = load_inputs(name)
+    told: list[str] = []
     try:
         worker = OneWorker(folder)
     except Exception as error:  # noqa: BLE001
         return line(error)
+    scale = getattr(worker.pipeline, "vae_scale_factor", 8)
+    size = max(inputs.get("height") or 0, inputs.get("width") or 0) or min(64 * scale, 512)
+    warn = adapt.logger.warning
+    adapt.logger.warning = lambda text, *arguments: told.append(text % arguments)  # type: ignore[method-assign]
     try:
         if dummy_request(worker.config) is None:
             return "not asked"
-        worker.warm_up()
-        return "yes"
+        with small_areas(worker.pipeline):
+            worker.warm_up(size)
+        return f"refused: {line(told[0].rpartition('cold: ')[2])}" if told else "yes"
     except Exception as error:  # noqa: BLE001
         return line(f"{type(error).__name__}: {error}")
     finally:
+        adapt.logger.warning = warn  # type: ignore[method-assign]
         worker.close()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from porter.omni.adapt import adapt, pre_process
 from porter.omni.card import card
 from porter.omni.log import logger
 from porter.omni.ports import ConversionRefused, port_folder
@@ -42,10 +43,16 @@ def pipeline_class(name: str) -> type:
     builds the model instead.
     """
     try:
-        return _load(name).pipeline_cls
+        return _adapted(name)
     except ConversionRefused as error:
         logger.error("porter: %s", error)
         return _refusing(name, str(error))
+
+
+def _adapted(name: str) -> type:
+    loaded, port = _load(name), card(name)
+    assert port is not None  # or loading had raised
+    return adapt(loaded.pipeline_cls, port)
 
 
 @cache
@@ -59,7 +66,9 @@ def _hook_factory(name: str, kind: str) -> Callable[[Any], Callable[..., Any]]:
     except ConversionRefused:
         return lambda od_config: _unchanged
     factory = port.pre_process_factory if kind == "pre" else port.post_process_factory
-    return factory if factory is not None else lambda od_config: _unchanged
+    if factory is None:
+        return lambda od_config: _unchanged
+    return (lambda od_config: pre_process(factory(od_config))) if kind == "pre" else factory
 
 
 def _unchanged(value: Any) -> Any:

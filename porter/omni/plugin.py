@@ -44,20 +44,24 @@ def register_ports() -> None:
     )
 
 
-# What vLLM-Omni held about pipelines whose model was replaced.
-_replaced: dict[str, tuple[Any, Any, str | None, str | None]] = {}
+# What vLLM-Omni's tables held about pipelines whose model was replaced.
+_replaced: dict[str, list[tuple[dict[str, Any], Any]]] = {}
 
 
 def _register(name: str) -> None:
     from vllm_omni.diffusion import registry
 
     if name in native_models() and name not in _replaced:
-        _replaced[name] = (
-            registry._DIFFUSION_MODELS[name],
-            registry.DiffusionModelRegistry.models[name],
-            registry._DIFFUSION_PRE_PROCESS_FUNCS.get(name),
-            registry._DIFFUSION_POST_PROCESS_FUNCS.get(name),
+        hooks = (
+            registry._DIFFUSION_PRE_PROCESS_FUNCS,
+            registry._DIFFUSION_POST_PROCESS_FUNCS,
+            registry._DIFFUSION_IR_OP_PRIORITY_FUNCS,
+            registry._DIFFUSION_PREFIX_CACHE_FUNCS,
         )
+        tables = (registry._DIFFUSION_MODELS, registry.DiffusionModelRegistry.models, *hooks)
+        _replaced[name] = [(table, table.get(name)) for table in tables]
+        for table in hooks:  # hooks of a model that is gone
+            table.pop(name, None)
     registry.register_diffusion_model(
         name,
         MODULE,
@@ -93,17 +97,8 @@ def use_native(name: str) -> None:
         raise ValueError(f"vLLM-Omni has no model of its own for {name}")
     from vllm_omni.diffusion import registry
 
-    if name in _replaced:
-        (
-            registry._DIFFUSION_MODELS[name],
-            registry.DiffusionModelRegistry.models[name],
-            pre,
-            post,
-        ) = _replaced.pop(name)
-        for table, hook in (
-            (registry._DIFFUSION_PRE_PROCESS_FUNCS, pre),
-            (registry._DIFFUSION_POST_PROCESS_FUNCS, post),
-        ):
-            table.pop(name, None)
-            if hook is not None:
-                table[name] = hook
+    held = _replaced.pop(name, None)
+    for table, entry in held or ():
+        table.pop(name, None)
+        if entry is not None:
+            table[name] = entry

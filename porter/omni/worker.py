@@ -59,13 +59,12 @@ class OneWorker:
             self._worker = worker_class(local_rank=0, rank=0, od_config=config)
         self.pipeline: Any = self._worker.model_runner.pipeline
 
-    def run(self, prompt: Any, params: Any, request_id: str | None = None) -> tuple[Any, Any]:
+    def run(self, prompt: Any, params: Any) -> tuple[Any, Any]:
         """Run one request: pre-processing hook, worker, post-processing hook.
 
         Args:
             prompt: a string or a prompt dict.
             params: an ``OmniDiffusionSamplingParams`` of vllm_omni.
-            request_id: None: a new one.
 
         Returns:
             What ``forward`` returned in its ``DiffusionOutput``, and what the post-processing hook made of it.
@@ -73,14 +72,8 @@ class OneWorker:
         from vllm_omni.diffusion.postprocess.media import finalize_diffusion_media
         from vllm_omni.diffusion.request import OmniDiffusionRequest
 
-        request = OmniDiffusionRequest(
-            prompt=prompt, sampling_params=params, request_id=request_id or f"porter-{uuid.uuid4().hex[:12]}"
-        )
-        if self._pre_process is not None:
-            request = self._pre_process(request)
-        output = self._worker.execute_model(request, self.config)
-        if output.error is not None:
-            raise RuntimeError(f"the request failed: {output.error}")
+        request_id = f"porter-{uuid.uuid4().hex[:12]}"
+        output = self._forward(OmniDiffusionRequest(prompt=prompt, sampling_params=params, request_id=request_id))
         if output.media is not None:
             return output.media.video.tensor, finalize_diffusion_media(output.media, sampling_params=params)
         if self._post_process is None:
@@ -101,7 +94,15 @@ class OneWorker:
         """
         request = dummy_request(self.config, size)
         if request is not None:
-            self.run(request.prompt, request.sampling_params, request.request_id)
+            self._forward(request)
+
+    def _forward(self, request: Any) -> Any:
+        if self._pre_process is not None:
+            request = self._pre_process(request)
+        output = self._worker.execute_model(request, self.config)
+        if output.error is not None:
+            raise RuntimeError(f"the request failed: {output.error}")
+        return output
 
     def close(self) -> None:
         """Give up the process groups, so that another model can be loaded in this process."""

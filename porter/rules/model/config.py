@@ -61,8 +61,10 @@ def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
             tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
         loaded.add(name)
-    # The engine asks for parameters only.
-    missing = [n for n, tensor in tensors.items() if n not in loaded and not isinstance(tensor, nn.Parameter)]
+    # The engine asks for parameters only. A buffer that two modules share is saved under one of its names.
+    buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
+    filled = {id(tensors[name]) for name in loaded}
+    missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
     if missing:
         raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
     return loaded
@@ -147,10 +149,10 @@ class ExplicitConfig(Rule):
                                 tensor.device, self.dtype if weight.is_floating_point() else weight.dtype
                             )
                         loaded.add(name)
-                    # The engine asks for parameters only.
-                    missing = [
-                        n for n, tensor in tensors.items() if n not in loaded and not isinstance(tensor, nn.Parameter)
-                    ]
+                    # The engine asks for parameters only. A buffer that two modules share is saved under one of its names.
+                    buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
+                    filled = {id(tensors[name]) for name in loaded}
+                    missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
                     if missing:
                         raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
                     return loaded

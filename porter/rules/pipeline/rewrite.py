@@ -145,8 +145,8 @@ class PipelineRewriter:
                 "    # Every component was loaded from its own folder.\n"
                 "    return {name for name, _ in self.named_parameters()}\n"
             )
-        ctx.need("vllm.model_executor.models.utils", "AutoWeightsLoader")
-        return statements(f"{signature}    return AutoWeightsLoader(self).load_weights(weights)\n")
+        ctx.need("", "load_component_weights")
+        return statements(f"{signature}    return load_component_weights(self, weights)\n")
 
 
 def _functions(node: cst.ClassDef) -> dict[str, list[cst.FunctionDef]]:
