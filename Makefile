@@ -41,7 +41,7 @@ bench: venv ## measure the conversion
 omni-env: $(OMNI_VENV)/.stamp-porter ## the environment with vLLM-Omni, from its own lock
 
 omni-test: omni-env ## the tests that need vLLM-Omni
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(OMNI)/python -m pytest parity_tests/omni $(PYTEST_ARGS)
+	PORTER_REQUIRE_OMNI=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(OMNI)/python -m pytest parity_tests/omni $(PYTEST_ARGS)
 
 omni-table: omni-env ## every port in vLLM-Omni against diffusers, and beside vLLM-Omni's own: hours
 	OMP_NUM_THREADS=1 $(OMNI)/python tools/omni_table.py

@@ -2,11 +2,11 @@
 
     .venv-omni/bin/python tools/omni_side_by_side.py [--only NAME …] [--resume]
 
-For every pipeline that vLLM-Omni has a model of its own for. What is compared is what the VAE decodes (the output itself
-where there is none): the largest difference as a fraction of the reference's scale, for the plain call and for calls that
-change one argument. An argument counts as honoured if its call stays within the bound. Calls of several prompts at once
-are left out: vLLM-Omni takes them as several requests. Writes ``docs/omni_side_by_side.md`` and the figures behind it,
-``porter/parity/data/omni_side_by_side.json``.
+For every pipeline that vLLM-Omni has a model of its own for. What is compared is what the VAE decodes (the output
+itself where there is none): the largest difference as a fraction of the reference's scale, for the plain call and for
+calls that change one argument. An argument counts as honoured if its call stays within the bound. Calls of several
+prompts at once are left out: vLLM-Omni takes them as several requests. Writes ``docs/omni_side_by_side.md`` and the
+figures behind it, ``porter/parity/data/omni_side_by_side.json``.
 """
 
 from __future__ import annotations
@@ -156,16 +156,17 @@ def table(results: dict[str, Any]) -> str:
     for name, result in sorted(results.items()):
         sides = [result.get(side, {"error": result.get("error", "")}) for side in ("ours", "theirs")]
         cells = [f"{_show(side.get(PLAIN, side.get('error', '')))} | {_count(side)}" for side in sides]
-        failing = [f"{case} ({_show(value)})" for case, value in sides[1].items() if case != "error" and not _good(value)]
+        theirs = {case: value for case, value in sides[1].items() if case != "error"}
+        failing = [f"{case} ({_show(value)})" for case, value in theirs.items() if not _good(value)]
         rows.append(f"| {name} | {cells[0]} | {cells[1]} | {'; '.join(failing)} |")
     return (
         "# Ports of porter beside vLLM-Omni's own\n\n"
-        f"{versions}; tiny random checkpoints, float32 on the CPU. Difference to diffusers as a fraction of the output's "
-        f"scale; a call agrees if it is at most {BOUND:g}.\n"
+        f"{versions}; tiny random checkpoints, float32 on the CPU. Difference to diffusers as a fraction of the "
+        f"output's scale; a call agrees if it is at most {BOUND:g}.\n"
         "Made by `.venv-omni/bin/python tools/omni_side_by_side.py`, which says what is compared and how; every figure "
         "is in `porter/parity/data/omni_side_by_side.json`.\n\n"
-        "| pipeline | porter: plain call | porter: calls that agree | vLLM-Omni: plain call | vLLM-Omni: calls that agree "
-        "| calls in which vLLM-Omni's differs |\n|---|---|--:|---|--:|---|\n" + "\n".join(rows) + "\n"
+        "| pipeline | porter: plain call | porter: calls that agree | vLLM-Omni: plain call | vLLM-Omni: calls that "
+        "agree | calls in which vLLM-Omni's differs |\n|---|---|--:|---|--:|---|\n" + "\n".join(rows) + "\n"
     )
 
 

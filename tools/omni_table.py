@@ -2,8 +2,8 @@
 
     .venv-omni/bin/python tools/omni_table.py [--cases plain …] [--only NAME …] [--resume]
 
-Needs the environment of `make omni-env`. A port is converted from the diffusers of that environment, runs in the engine's
-own worker (loader, hooks, runner) and is compared with plain diffusers stage by stage; then it gets the request that the
+Needs the environment of `make omni-env`. A port is converted from the diffusers of that environment, runs in the
+engine's own worker (loader, hooks, runner) and is compared with plain diffusers stage by stage; then it gets what the
 engine sends at its start. Writes ``porter/parity/data/omni.json`` and ``docs/omni_parity.md``.
 """
 
@@ -20,8 +20,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "porter" / "parity" / "data" / "omni.json"
 TABLE = ROOT / "docs" / "omni_parity.md"
-# The bound of the comparison, as a fraction of the output's scale.
-BOUND = 1e-5
 
 
 def main() -> int:
@@ -165,16 +163,15 @@ def table(results: dict[str, Any]) -> str:
         native = "yes" if result["native"] else "no"
         reason = result.get("reason", "").replace("|", "\\|")
         survived = result.get("warm_up", "").replace("|", "\\|")
-        rows.append(
-            f"| {name} | {result.get('family', '')} | {native} | {result['verdict']} | {largest} | {survived} | {reason} |"
-        )
+        cells = (name, result.get("family", ""), native, result["verdict"], largest, survived, reason)
+        rows.append(f"| {' | '.join(cells)} |")
     return (
         "# Ports in vLLM-Omni\n\n"
-        f"{versions}; tiny random checkpoints, float32 on the CPU, one thread. Each port was converted from that diffusers "
-        "and ran in the engine's own worker; the difference is the largest over all stages of the call.\n"
+        f"{versions}; tiny random checkpoints, float32 on the CPU, one thread. Each port was converted from that "
+        "diffusers and ran in the engine's own worker; the difference is the largest over all stages of the call.\n"
         "Made by `.venv-omni/bin/python tools/omni_table.py`.\n\n"
-        f"{len(reached)} of {len(results)} pipelines at difference 0, from {len(families)} families; {len(other)} of them "
-        f"have no model of their own in vLLM-Omni. {len(warm)} survive the engine's warm-up request.\n\n"
+        f"{len(reached)} of {len(results)} pipelines at difference 0, from {len(families)} families; {len(other)} of "
+        f"them have no model of their own in vLLM-Omni. {len(warm)} survive the engine's warm-up request.\n\n"
         "| pipeline | family | vLLM-Omni has its own | verdict | largest difference | warm-up | reason |\n"
         "|---|---|---|---|--:|---|---|\n" + "\n".join(rows) + "\n"
     )

@@ -30,8 +30,8 @@ def require_engine() -> str:
     for package, module in (("vllm-omni", "vllm_omni"), ("vllm", "vllm")):
         if importlib.util.find_spec(module) is None:
             raise EngineMissing(
-                f"{package} is not installed here: make an environment with the extra porter[omni] "
-                f"(`pip install 'porter[omni]' && pip install --no-deps vllm-omni=={TESTED}.0`; in a checkout `make omni-env`)"
+                f"{package} is not installed here: make an environment with the extra porter[omni] (`pip install "
+                f"'porter[omni]' && pip install --no-deps vllm-omni=={TESTED}.0`; in a checkout `make omni-env`)"
             )
     version = metadata.version("vllm-omni")
     warn_untested(version)
@@ -58,8 +58,8 @@ def warn_untested(version: str) -> None:
     """Say once a process that this version of vllm-omni was not tested."""
     if not f"{version}.".startswith(f"{TESTED}."):
         logger.warning(
-            "porter was tested with vllm-omni %s, this is %s: run `porter parity NAME --engine vllm-omni` before you rely "
-            "on its ports",
+            "porter was tested with vllm-omni %s, this is %s: run `porter parity NAME --engine vllm-omni` before you "
+            "rely on its ports",
             TESTED,
             version,
         )

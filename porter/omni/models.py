@@ -1,7 +1,7 @@
 """The one module that every port is registered with; its names come into being when the engine asks for them.
 
-``register_diffusion_model`` wants a module, a class name and the names of two hooks, long before it is known which model
-will be served. ``XPipeline`` here is the class of that port, ``get_XPipeline_pre_process_func`` and
+``register_diffusion_model`` wants a module, a class name and the names of two hooks, long before it is known which
+model will be served. ``XPipeline`` here is the class of that port, ``get_XPipeline_pre_process_func`` and
 ``get_XPipeline_post_process_func`` are the factories of its hooks: converting and importing happen at that moment.
 """
 

@@ -1,7 +1,7 @@
 """The thread that hands results from a worker to the engine, for a device without streams.
 
-``WorkerProc._async_output_loop`` copies outputs on a side stream of the current accelerator. On a CPU there is none: the
-thread dies on its first line and every request waits for ever. There is nothing to copy, so packing is all that is left.
+``WorkerProc._async_output_loop`` copies outputs on a side stream of the current accelerator. On a CPU there is none:
+the thread dies on its first line and every request waits for ever. There is nothing to copy; packing is what is left.
 """
 
 from __future__ import annotations

@@ -95,8 +95,6 @@ def use_native(name: str) -> None:
     """
     if name not in native_models():
         raise ValueError(f"vLLM-Omni has no model of its own for {name}")
-    from vllm_omni.diffusion import registry
-
     held = _replaced.pop(name, None)
     for table, entry in held or ():
         table.pop(name, None)

@@ -124,9 +124,9 @@ def _check(outcome: Outcome) -> None:
     if left:
         places = "; ".join(f"{entry['file']}:{entry['line']}: {entry['reason']}" for entry in left[:5])
         raise ConversionRefused(
-            f"{outcome.name} was not converted completely, and its results may differ from diffusers' ({places}). Serve it "
-            f"with diffusion_load_format='diffusers', or finish it by hand: `porter convert {outcome.name} --target "
-            f"{TARGET} -o DIR`, then set {MODELS_DIR}=DIR."
+            f"{outcome.name} was not converted completely, and its results may differ from diffusers' ({places}). "
+            f"Serve it with diffusion_load_format='diffusers', or finish it by hand: `porter convert {outcome.name} "
+            f"--target {TARGET} -o DIR`, then set {MODELS_DIR}=DIR."
         )
 
 

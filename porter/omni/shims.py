@@ -24,8 +24,8 @@ def has_accelerator() -> bool:
 def define_torchvision_operators() -> None:
     """Declare the operators that ``import torchvision`` looks up, if its compiled part does not load.
 
-    PyPI's torchvision is built for CUDA; beside a torch for the CPU its library does not load, and importing the package
-    fails on the operators that are missing. Its transforms, which is all that pipelines use, are Python.
+    PyPI's torchvision is built for CUDA; beside a torch for the CPU its library does not load, and importing the
+    package fails on the operators that are missing. Its transforms, which is all that pipelines use, are Python.
     """
     if importlib.util.find_spec("torchvision") is None:
         return

@@ -64,13 +64,29 @@ class EnginePort:
 
 
 def engine_params(params: Any) -> Any:
-    """Sampling parameters of ``porter.runtime`` as vLLM-Omni's own; what was not given is left to its defaults."""
+    """Sampling parameters of ``porter.runtime`` as vLLM-Omni's own.
+
+    A value that is vLLM-Omni's default of its field would count as not given there; it travels in ``extra_args``.
+    """
     from vllm_omni.inputs.data import OmniDiffusionSamplingParams
 
-    given = {}
-    for item in dataclasses.fields(params):
-        value = getattr(params, item.name)
-        default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
-        if value is not default and not (isinstance(value, (bool, int, float, str, dict)) and value == default):
-            given[item.name] = value
+    defaults = _defaults(OmniDiffusionSamplingParams)
+    given = {
+        name: getattr(params, name)
+        for name, default in _defaults(type(params)).items()
+        if not _same(getattr(params, name), default)
+    }
+    mistakable = {name: value for name, value in given.items() if value is not None and _same(value, defaults[name])}
+    for name in mistakable:
+        del given[name]
+    given["extra_args"] = {**given.get("extra_args", {}), **mistakable}
     return OmniDiffusionSamplingParams(**given)
+
+
+def _defaults(cls: Any) -> dict[str, Any]:
+    fields = dataclasses.fields(cls)
+    return {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
+
+
+def _same(value: Any, default: Any) -> bool:
+    return value is default or (isinstance(value, (bool, int, float, str, dict)) and bool(value == default))

@@ -131,7 +131,7 @@ def _own_streams() -> Iterator[None]:
         yield
     finally:
         for stream, before in zip(streams, held):
-            for name in ("write", "_original_write", "start_new_line"):
+            for name in ("write", "_original_write"):
                 if name in before:
                     setattr(stream, name, before[name])
                 elif name in getattr(stream, "__dict__", {}):

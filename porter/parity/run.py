@@ -63,7 +63,12 @@ def run_parity(
     name = name.removeprefix("diffusers.")
     started = time.perf_counter()
     report = ParityReport(
-        pipeline=name, verdict="parity", device=device, dtype=dtype, environment=_environment(), command=_command(name, engine)
+        pipeline=name,
+        verdict="parity",
+        device=device,
+        dtype=dtype,
+        environment=_environment(),
+        command=_command(name, engine),
     )
     start_engine(engine)
     if name not in specs.available(root):
