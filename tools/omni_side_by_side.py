@@ -5,8 +5,8 @@
 For every pipeline that vLLM-Omni has a model of its own for. What is compared is what the VAE decodes (the output
 itself where there is none): the largest difference as a fraction of the reference's scale, for the plain call and for
 calls that change one argument. An argument counts as honoured if its call stays within the bound. Calls of several
-prompts at once are left out: vLLM-Omni takes them as several requests. Writes ``docs/omni_side_by_side.md`` and the
-figures behind it, ``porter/parity/data/omni_side_by_side.json``.
+prompts at once are left out (vLLM-Omni takes them as several requests), and what would run at full size. Writes
+``docs/omni_side_by_side.md`` and the figures behind it, ``porter/parity/data/omni_side_by_side.json``.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _calls(pipeline: Any, inputs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     calls = {
         case.name: case.recipe(inputs)
         for case in cases
-        if not case.first_call_only and not case.name.startswith(("two prompts", "output "))
+        if not case.first_call_only and not case.name.startswith(("two prompts", "output ", "defaults"))
     }
     for argument, changes in ARGUMENTS.items():
         if argument in parameters and all(name in parameters for name in changes):
