@@ -149,7 +149,10 @@ class Converter:
             built.imports["OmniDiffusionRequest"] = ("vllm_omni.diffusion.request", "OmniDiffusionRequest")
             for helper in ("component_config", "request_arguments", "with_failure", "with_preprocessed"):
                 built.relative[helper] = SUPPORT
+        vendored = {origin.rpartition(".")[2] for origin in built.vendored}
         for name in rewriter.post_process.needs:
+            if name in vendored:  # it is in the file
+                continue
             bound = module.imports.get(name)
             target = self.tree.resolve(bound.module, bound.name) if bound and bound.name else None
             if target is not None:

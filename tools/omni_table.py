@@ -139,7 +139,7 @@ def family(name: str) -> str:
     """The folder of the port."""
     from porter.omni.ports import port_folder
 
-    folder = port_folder(name).folder
+    folder = port_folder(name)
     return next((path.parent.name for path in sorted(folder.glob("*/pipeline_*.py"))), "")
 
 

@@ -36,7 +36,7 @@ class Card:
 def card(name: str) -> Card | None:
     """The card of the port of a pipeline; None if there is no port that could be trusted."""
     try:
-        folder = port_folder(name).folder
+        folder = port_folder(name)
     except ConversionRefused:
         return None
     return read_card(folder, name)

@@ -57,7 +57,7 @@ def _adapted(name: str) -> type:
 
 @cache
 def _load(name: str) -> RegisteredModel:
-    return ModelRegistry(port_folder(name).folder).load(name)
+    return ModelRegistry(port_folder(name)).load(name)
 
 
 def _hook_factory(name: str, kind: str) -> Callable[[Any], Callable[..., Any]]:

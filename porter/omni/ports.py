@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,14 +31,6 @@ MODELS_DIR = "PORTER_OMNI_MODELS_DIR"
 
 class ConversionRefused(RuntimeError):
     """There is no port of a pipeline that could be trusted; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a port comes from: a folder with a registry, and a word for the log."""
-
-    folder: Path
-    what: str
 
 
 def available() -> list[str]:
@@ -62,7 +53,7 @@ def given_folder() -> Path | None:
 
 
 @cache
-def port_folder(name: str) -> Origin:
+def port_folder(name: str) -> Path:
     """The folder of the port of pipeline ``name`` for the engine, converted now if it has to be.
 
     A folder named by ``PORTER_OMNI_MODELS_DIR`` comes first; then the installed diffusers, converted into the cache;
@@ -81,12 +72,6 @@ def port_folder(name: str) -> Origin:
     raise ConversionRefused(f"diffusers {_tree().version} has no pipeline {name}, and porter has no port of it.")
 
 
-def describe(name: str) -> dict[str, Any]:
-    """What a port says about itself (see :class:`porter.port.Port`); empty for one that porter did not convert now."""
-    kept = _cache().read(f"port-{name}")
-    return kept if kept is not None else {}
-
-
 @cache
 def _tree() -> SourceTree:
     return SourceTree()
@@ -102,11 +87,10 @@ def _names(folder: Path) -> tuple[str, ...]:
     return tuple(read_registry(folder)["_DIFFUSION_MODELS"])
 
 
-def _converted(name: str) -> Origin:
+def _converted(name: str) -> Path:
     folder = _cache().folder / "ports" / name
-    what = f"converted from diffusers {_tree().version}"
     if (folder / "registry.py").is_file():
-        return Origin(folder, what)
+        return folder
     [outcome] = convert_batch([name], _tree(), TARGET, cache=_cache())
     _check(outcome)
     from porter.port import write_ports
@@ -114,7 +98,7 @@ def _converted(name: str) -> Origin:
     port = outcome.port()
     _place(folder, lambda staging: write_ports(staging, [port]))
     logger.info("porter: %s was converted from diffusers %s; the code is in %s", name, _tree().version, folder)
-    return Origin(folder, what)
+    return folder
 
 
 def _check(outcome: Outcome) -> None:
@@ -130,7 +114,7 @@ def _check(outcome: Outcome) -> None:
         )
 
 
-def _translated(source: Path, name: str) -> Origin:
+def _translated(source: Path, name: str) -> Path:
     """A copy of a port of whatever target, with the imports of the engine."""
     tables = read_registry(source)
     entry: Any = tables["_DIFFUSION_MODELS"][name]
@@ -150,7 +134,7 @@ def _translated(source: Path, name: str) -> Origin:
 
         _place(folder, write)
         logger.info("porter: %s comes from %s; the code is in %s", name, source, folder)
-    return Origin(folder, f"from {source}")
+    return folder
 
 
 def _place(folder: Path, write: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytestmark = pytest.mark.omni
@@ -60,9 +62,9 @@ def test_converting_on_demand_says_where_the_code_lies(monkeypatch, tmp_path) ->
     for function in (ports._cache, ports.port_folder):
         function.cache_clear()
     try:
-        folder = ports.port_folder("DiTPipeline").folder
+        folder = ports.port_folder("DiTPipeline")
         ports.port_folder.cache_clear()
-        assert ports.port_folder("DiTPipeline").folder == folder
+        assert ports.port_folder("DiTPipeline") == folder
     finally:
         for function in (ports._cache, ports.port_folder):
             function.cache_clear()
@@ -79,7 +81,7 @@ def test_residue_that_touches_results_is_refused_in_words(monkeypatch) -> None:
     entry = {"file": "pipeline_dit.py", "line": 7, "reason": "no rule knows this", "affects_results": True}
     outcome = Outcome("DiTPipeline", family="dit", residue=[entry])
 
-    def refuse(name: str) -> ports.Origin:
+    def refuse(name: str) -> Path:
         ports._check(outcome)
         raise AssertionError
 
