@@ -11,11 +11,13 @@ def platform() -> str | None:
     vLLM-Omni asks its platform plugins before it reads any model's metadata, and its general plugins long after; so
     what it should know early about ports is told here as well, whatever the hardware.
     """
+    from vllm_omni.platforms import builtin_omni_platform_plugins
+
     from porter.omni.early import announce_models
-    from porter.omni.shims import define_torchvision_operators, has_accelerator
+    from porter.omni.shims import claimed, define_torchvision_operators
 
     announce_models()
-    if has_accelerator():
+    if claimed(builtin_omni_platform_plugins, "vllm_omni.platform_plugins"):
         return None
     define_torchvision_operators()
     return CPU_PLATFORM
@@ -30,9 +32,11 @@ def register() -> None:
 
 def vllm_platform() -> str | None:
     """``vllm.platform_plugins``: vllm's own CPU platform where there is no accelerator, None elsewhere."""
-    from porter.omni.shims import define_torchvision_operators, has_accelerator
+    from vllm.platforms import builtin_platform_plugins
 
-    if has_accelerator():
+    from porter.omni.shims import claimed, define_torchvision_operators
+
+    if claimed(builtin_platform_plugins, "vllm.platform_plugins"):
         return None
     define_torchvision_operators()
     return "vllm.platforms.cpu.CpuPlatform"

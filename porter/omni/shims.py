@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Mapping
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -15,10 +17,27 @@ _TORCHVISION = {
 _libraries: list[Any] = []  # a library that is collected takes its operators along
 
 
-def has_accelerator() -> bool:
-    """Whether torch could run anywhere but on the CPU."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator is not None and accelerator.type != "cpu"
+def claimed(platforms: Mapping[str, Callable[[], str | None]], group: str) -> bool:
+    """Whether this machine is another platform's: one of an engine's own (CPUs apart) or of another package.
+
+    The engine's own ask drivers, as torch would not do without making a context that no child process could use. Of
+    packages with a platform only one may be active, so that one which was installed for it goes first.
+
+    Args:
+        platforms: the detecting functions of the engine, by name.
+        group: the entry point group of further platforms.
+    """
+    if any(not point.value.startswith("porter.") for point in metadata.entry_points(group=group)):
+        return True
+    for name, detect in platforms.items():
+        if name == "cpu":
+            continue
+        try:
+            if detect() is not None:
+                return True
+        except Exception:  # a platform that cannot be asked is not here: so the engine sees it too
+            continue
+    return False
 
 
 def define_torchvision_operators() -> None:

@@ -109,3 +109,15 @@ def test_an_attention_backend_for_gpus_is_refused_on_a_cpu() -> None:
     assert CpuOmniPlatform.get_diffusion_attn_backend_cls("torch_sdpa", 64).startswith("porter.omni.")
     with pytest.raises(ValueError, match="FLASH_ATTN does not run on a CPU: select TORCH_SDPA"):
         CpuOmniPlatform.get_diffusion_attn_backend_cls("FLASH_ATTN", 64)
+
+
+def test_another_platform_goes_first() -> None:
+    from porter.omni.shims import claimed
+
+    def broken() -> str | None:
+        raise OSError("no driver")
+
+    group = "vllm_omni.platform_plugins"
+    assert not claimed({"cuda": lambda: None, "xpu": broken, "cpu": lambda: "a.Cpu"}, group)
+    assert claimed({"cuda": lambda: "a.Cuda"}, group)
+    assert claimed({}, "console_scripts")  # entry points of other packages
