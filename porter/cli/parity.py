@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,7 +53,7 @@ def parity(
     """Run diffusers and a port on the same inputs and compare stage by stage: exit code 0 at parity, 1 if not."""
     _check(name, everything, checkpoint, engine, html)
     check_dtype(dtype)
-    _start(engine)
+    _start(engine, verbose)
     names = _names(name, models_dir)
     check_device(device)
     hush_libraries()
@@ -106,7 +107,9 @@ def _check(name: str | None, everything: bool, checkpoint: str | None, engine: s
         raise Failure(f"--html {html}: {html.parent} is no folder")
 
 
-def _start(engine: str) -> None:
+def _start(engine: str, verbose: bool) -> None:
+    if not verbose:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from porter.omni import EngineMissing
     from porter.parity.sides import start_engine
 

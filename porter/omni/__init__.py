@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from functools import cache
 from importlib import metadata
 
@@ -42,12 +43,13 @@ def start() -> None:
     """Load the engine and its plugins.
 
     Comes before diffusers and transformers are imported: the engine's platform makes torchvision importable where its
-    compiled part is for another torch.
+    compiled part is for another torch. The engine logs to stderr from here on: on stdout are results.
 
     Raises:
         EngineMissing: it is not installed.
     """
     require_engine()
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     from vllm_omni.plugins import load_omni_general_plugins
 
     load_omni_general_plugins()
