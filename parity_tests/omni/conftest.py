@@ -15,7 +15,7 @@ REQUIRED = "PORTER_REQUIRE_OMNI"
 if os.environ.get(REQUIRED) and not HAVE_ENGINE:
     raise RuntimeError("vllm-omni is not installed here, and these tests are for it: run `make omni-env`")
 
-collect_ignore_glob = [] if HAVE_ENGINE else ["engine/*"]
+collect_ignore = [] if HAVE_ENGINE else ["engine"]
 
 
 def pytest_report_header() -> str:
