@@ -164,6 +164,8 @@ def table(results: dict[str, Any]) -> str:
         "# Ports of porter beside vLLM-Omni's own\n\n"
         f"{versions}; tiny random checkpoints, float32 on the CPU. Difference to diffusers as a fraction of the "
         f"output's scale; a call agrees if it is at most {BOUND:g}.\n"
+        "An error of vLLM-Omni's own port may come from a size that it has fixed and a tiny checkpoint has not: it says "
+        "nothing about the checkpoint that it was written for.\n"
         "Made by `.venv-omni/bin/python tools/omni_side_by_side.py`, which says what is compared and how; every figure "
         "is in `porter/parity/data/omni_side_by_side.json`.\n\n"
         "| pipeline | porter: plain call | porter: calls that agree | vLLM-Omni: plain call | vLLM-Omni: calls that "

@@ -155,6 +155,7 @@ def table(results: dict[str, Any]) -> str:
     families = {r["family"] for r in reached.values()}
     other = [name for name, r in reached.items() if not r["native"]]
     warm = [name for name, r in results.items() if r.get("warm_up") == "yes"]
+    tried = sum(result.get("warm_up", "not tried") != "not tried" for result in results.values())
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("vllm-omni", "diffusers", "torch"))
     rows = []
     for name, result in sorted(results.items()):
@@ -171,7 +172,8 @@ def table(results: dict[str, Any]) -> str:
         "diffusers and ran in the engine's own worker; the difference is the largest over all stages of the call.\n"
         "Made by `.venv-omni/bin/python tools/omni_table.py`.\n\n"
         f"{len(reached)} of {len(results)} pipelines at difference 0, from {len(families)} families; {len(other)} of "
-        f"them have no model of their own in vLLM-Omni. {len(warm)} survive the engine's warm-up request.\n\n"
+        f"them have no model of their own in vLLM-Omni. Of {tried} that were sent the engine's warm-up request (at the "
+        f"size of the tiny call) {len(warm)} ran it; the others start cold, with the reason as a warning.\n\n"
         "| pipeline | family | vLLM-Omni has its own | verdict | largest difference | warm-up | reason |\n"
         "|---|---|---|---|--:|---|---|\n" + "\n".join(rows) + "\n"
     )
