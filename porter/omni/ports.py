@@ -18,7 +18,7 @@ from typing import Any
 
 from porter.batch import Outcome, convert_batch
 from porter.cache import Cache
-from porter.emit.write import read_registry, registry_text
+from porter.emit.write import read_registry, registry_text, write_ports
 from porter.omni.imports import for_engine
 from porter.omni.log import logger
 from porter.runtime.diffusion.registry import find_models_dir
@@ -93,10 +93,7 @@ def _converted(name: str) -> Path:
         return folder
     [outcome] = convert_batch([name], _tree(), TARGET, cache=_cache())
     _check(outcome)
-    from porter.port import write_ports
-
-    port = outcome.port()
-    _place(folder, lambda staging: write_ports(staging, [port]))
+    _place(folder, lambda staging: write_ports(staging, [outcome]))
     logger.info("porter: %s was converted from diffusers %s; the code is in %s", name, _tree().version, folder)
     return folder
 
