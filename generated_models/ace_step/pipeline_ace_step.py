@@ -43,10 +43,9 @@ from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import Diffus
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.logger import init_logger
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .ace_step_transformer import AceStepTransformer1DModel
-from .support import load_component, refuse_parallelism, request_arguments, weights_source
+from .support import load_component, load_component_weights, refuse_parallelism, request_arguments, weights_source
 
 logger = init_logger(__name__)
 
@@ -1247,7 +1246,7 @@ class AceStepPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
         return DiffusionOutput(output=audio)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_ace_step_post_process_func(od_config: OmniDiffusionConfig):

@@ -44,7 +44,6 @@ class AllegroAttention(nn.Module):
         self.inner_dim = dim_head * heads
         self.inner_kv_dim = self.inner_dim
         self.cross_attention_dim = query_dim
-        self.rescale_output_factor = 1.0
         self.out_dim = query_dim
 
         self.heads = heads
@@ -87,7 +86,6 @@ class AllegroAttention(nn.Module):
         Returns:
             `torch.Tensor`: The output of the attention layer.
         """
-        residual = hidden_states
 
         input_ndim = hidden_states.ndim
 
@@ -146,8 +144,6 @@ class AllegroAttention(nn.Module):
 
         if input_ndim == 4:
             hidden_states = hidden_states.transpose(-1, -2).reshape(batch_size, channel, height, width)
-
-        hidden_states = hidden_states / self.rescale_output_factor
 
         return hidden_states
 
@@ -215,7 +211,6 @@ class AllegroAttention2(nn.Module):
         self.inner_kv_dim = self.inner_dim
         self.is_cross_attention = cross_attention_dim is not None
         self.cross_attention_dim = cross_attention_dim if cross_attention_dim is not None else query_dim
-        self.rescale_output_factor = 1.0
         self.out_dim = query_dim
 
         self.heads = heads
@@ -258,7 +253,6 @@ class AllegroAttention2(nn.Module):
         Returns:
             `torch.Tensor`: The output of the attention layer.
         """
-        residual = hidden_states
 
         input_ndim = hidden_states.ndim
 
@@ -317,8 +311,6 @@ class AllegroAttention2(nn.Module):
 
         if input_ndim == 4:
             hidden_states = hidden_states.transpose(-1, -2).reshape(batch_size, channel, height, width)
-
-        hidden_states = hidden_states / self.rescale_output_factor
 
         return hidden_states
 
@@ -801,4 +793,10 @@ class AllegroTransformer3DModel(nn.Module):
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
                 tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
             loaded.add(name)
+        # The engine asks for parameters only. A buffer that two modules share is saved under one name.
+        buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
+        filled = {id(tensors[name]) for name in loaded}
+        missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        if missing:
+            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
         return loaded

@@ -195,7 +195,7 @@ class BriaFiboEmbedND(torch.nn.Module):
 class BriaAttention2(nn.Module):
     """``Attention`` of diffusers as BriaAttention2 needs it, with BriaAttnProcessor as its forward."""
 
-    def __init__(self, query_dim: int, heads: int, dim_head: int, out_dim: int):
+    def __init__(self, query_dim: int, dim_head: int, out_dim: int):
         super().__init__()
 
         self.inner_dim = out_dim
@@ -286,7 +286,7 @@ class BriaFiboSingleTransformerBlock(nn.Module):
         self.act_mlp = nn.GELU(approximate="tanh")
         self.proj_out = nn.Linear(dim + self.mlp_hidden_dim, dim)
 
-        self.attn = BriaAttention2(query_dim=dim, dim_head=attention_head_dim, heads=num_attention_heads, out_dim=dim)
+        self.attn = BriaAttention2(query_dim=dim, dim_head=attention_head_dim, out_dim=dim)
 
     def forward(
         self,
@@ -681,4 +681,10 @@ class BriaFiboTransformer2DModel(nn.Module):
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
                 tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
             loaded.add(name)
+        # The engine asks for parameters only. A buffer that two modules share is saved under one name.
+        buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
+        filled = {id(tensors[name]) for name in loaded}
+        missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        if missing:
+            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
         return loaded

@@ -35,10 +35,16 @@ from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
 from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import DiffusionPipelineProfilerMixin
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .bria_fibo_transformer import BriaFiboTransformer2DModel
-from .support import load_component, refuse_parallelism, request_arguments, requested_output_type, weights_source
+from .support import (
+    load_component,
+    load_component_weights,
+    refuse_parallelism,
+    request_arguments,
+    requested_output_type,
+    weights_source,
+)
 
 
 class BriaFiboPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, DiffusionPipelineProfilerMixin):
@@ -714,7 +720,7 @@ class BriaFiboPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, 
         return DiffusionOutput(output=image)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_bria_fibo_post_process_func(od_config: OmniDiffusionConfig):

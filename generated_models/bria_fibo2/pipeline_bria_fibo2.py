@@ -34,7 +34,6 @@ import PIL
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
-from diffusers.pipelines.bria_fibo2.image_processor import BriaFibo2ImageProcessor
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
@@ -50,17 +49,18 @@ from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import Diffus
 from porter.runtime.diffusion.request import OmniDiffusionRequest
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .bria_fibo2_transformer import BriaFibo2Transformer2DModel
 from .support import (
     component_config,
     load_component,
+    load_component_weights,
     preprocessed_inputs,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
     weights_source,
+    with_failure,
     with_preprocessed,
 )
 
@@ -1050,7 +1050,7 @@ class BriaFibo2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery,
         return DiffusionOutput(output=image)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_bria_fibo2_pre_process_func(od_config: OmniDiffusionConfig):
@@ -1067,23 +1067,27 @@ def get_bria_fibo2_pre_process_func(od_config: OmniDiffusionConfig):
         mask = given.get("mask", None)
         height = given.get("height", None)
         width = given.get("width", None)
-        if isinstance(image, PIL.Image.Image):
-            image = [image]
-        default_area = (default_sample_size * vae_scale_factor) ** 2
-        if image is not None and height is None and (width is None):
-            width, height = image_processor.get_image_size(image[0].width / image[0].height, area=default_area)
-        height = height or default_sample_size * vae_scale_factor
-        width = width or default_sample_size * vae_scale_factor
-        vae_images = text_encoder_images = None
-        if image is not None:
-            vae_images, text_encoder_images = image_processor.preprocess(
-                image,
-                height=height,
-                width=width,
-                mask=mask,
-                area=default_area,
-                text_encoder_image_size=text_encoder_image_size,
-            )
+        try:
+            if isinstance(image, PIL.Image.Image):
+                image = [image]
+            default_area = (default_sample_size * vae_scale_factor) ** 2
+            if image is not None and height is None and (width is None):
+                width, height = image_processor.get_image_size(image[0].width / image[0].height, area=default_area)
+            height = height or default_sample_size * vae_scale_factor
+            width = width or default_sample_size * vae_scale_factor
+            vae_images = text_encoder_images = None
+            if image is not None:
+                vae_images, text_encoder_images = image_processor.preprocess(
+                    image,
+                    height=height,
+                    width=width,
+                    mask=mask,
+                    area=default_area,
+                    text_encoder_image_size=text_encoder_image_size,
+                )
+        except Exception as error:
+            # The forward checks its inputs first, in diffusers' words, and then raises this.
+            return with_failure(request, error)
         return with_preprocessed(
             request,
             text_encoder_images=text_encoder_images,

@@ -1,10 +1,14 @@
 """Requests and components of the pipelines in this folder."""
 
+import dataclasses
 import importlib
 import inspect
+import itertools
 import os
+from collections.abc import Iterable
 from typing import Any
 
+import PIL.Image
 import torch
 from diffusers.configuration_utils import FrozenDict
 
@@ -18,12 +22,17 @@ from porter.runtime.transformers_utils.config import get_hf_file_to_dict
 # Keys of a prompt dict that belong to the engine, not to the pipeline.
 ENGINE_KEYS = ("multi_modal_data", "mm_processor_kwargs", "modalities", "additional_information", "task_type")
 
+# How pipelines call the number of frames.
+FRAME_COUNTS = ("num_frames", "frames", "video_length")
+
 
 def request_arguments(req: DiffusionRequestBatch, pipeline: Any) -> dict[str, Any]:
     """The arguments that a request gives to a pipeline class, by the parameter names of diffusers.
 
     A parameter is looked up under its own name in the prompt, its multi-modal data, the extra arguments and the
-    sampling parameters. In the sampling parameters a field that still has its default counts as not given.
+    sampling parameters. In the sampling parameters a field that still has its default counts as not given. The warm-up
+    request of the engine is the same for every model: what this one does not take is left out, and what it works on
+    besides is made up.
 
     Raises:
         ValueError: the request names something that the pipeline does not take.
@@ -36,24 +45,34 @@ def request_arguments(req: DiffusionRequestBatch, pipeline: Any) -> dict[str, An
     prompt, sampling = req.prompts[0], req.sampling_params
     fields = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
     given = {name: value for name in names if (value := _sampling_value(sampling, name)) is not None}
+    if req.is_dummy_run():
+        given |= _stand_ins(names, sampling)
     for source in (sampling.extra_args, fields.get("multi_modal_data") or {}, fields):
         for name, value in source.items():
-            if source is fields and name in ENGINE_KEYS:
+            if source is fields and name in ENGINE_KEYS and name not in names:
                 continue
             if name in names or is_open:
                 given[name] = value
             elif name in pipeline.dropped_arguments:
                 raise ValueError(f"{name!r} is an argument of diffusers that this port does not have.")
-            elif value is not None and not (name == "prompt" and req.is_dummy_run()):
+            elif value is not None and not req.is_dummy_run():
                 raise ValueError(f"Unknown argument {name!r}. This pipeline takes: {', '.join(names)}.")
     return given
 
 
 def with_preprocessed(request: OmniDiffusionRequest, **values: Any) -> OmniDiffusionRequest:
     """The request with the results of its pre-processing hook, for :func:`preprocessed_inputs`."""
+    return _with_information(request, "preprocessed", values)
+
+
+def with_failure(request: OmniDiffusionRequest, error: Exception) -> OmniDiffusionRequest:
+    """The request with the reason why its pre-processing failed, for :func:`preprocessed_inputs` to raise."""
+    return _with_information(request, "preprocessing_failed", error)
+
+
+def _with_information(request: OmniDiffusionRequest, key: str, value: Any) -> OmniDiffusionRequest:
     prompt = {"prompt": request.prompt} if isinstance(request.prompt, str) else dict(request.prompt)
-    held = dict(prompt.get("additional_information") or {})
-    prompt["additional_information"] = {**held, "preprocessed": values}
+    prompt["additional_information"] = {**(prompt.get("additional_information") or {}), key: value}
     request.prompt = prompt
     return request
 
@@ -62,31 +81,49 @@ def preprocessed_inputs(req: DiffusionRequestBatch) -> dict[str, Any]:
     """What the pre-processing hook left with the request.
 
     Raises:
-        ValueError: the hook did not run; it is the engine's part to call it.
+        Exception: what the hook met with; a ValueError if it did not run, which is the engine's part.
     """
     prompt = req.prompts[0]
     held = (prompt.get("additional_information") or {}) if not isinstance(prompt, str) else {}
+    if "preprocessing_failed" in held:
+        raise held["preprocessing_failed"]
     if "preprocessed" not in held:
         raise ValueError("The request was not pre-processed: apply the model's pre_process_func first.")
     return held["preprocessed"]
 
 
+def _stand_ins(names: list[str], sampling: OmniDiffusionSamplingParams) -> dict[str, Any]:
+    """What the warm-up request lacks: a video of as many frames as it says, masks and control pictures."""
+    picture = PIL.Image.new("RGB", (sampling.width or 512, sampling.height or 512))
+    made: dict[str, Any] = {name: sampling.num_frames for name in names if name in FRAME_COUNTS}
+    for name in names:
+        if name in ("mask_image", "control_image", "control_mask"):
+            made[name] = picture
+        elif name == "control_video" or (name in ("video", "images") and name == names[0]):
+            made[name] = [picture] * sampling.num_frames
+    return made
+
+
 def _sampling_value(sampling: OmniDiffusionSamplingParams, name: str) -> Any:
     if name.startswith("num_") and name.endswith("_per_prompt"):
         name = "num_outputs_per_prompt"
-    if not getattr(sampling, f"{name}_provided", True):
-        return None
-    value = getattr(sampling, name, None)
+    elif name in FRAME_COUNTS:
+        name = "num_frames"
     field = type(sampling).__dataclass_fields__.get(name)
-    is_default = field is not None and not isinstance(value, torch.Tensor) and value == field.default
-    return None if is_default else value
+    if field is None or not getattr(sampling, f"{name}_provided", True):
+        return None
+    value = getattr(sampling, name)
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if isinstance(value, torch.Tensor) or type(value) is not type(default):
+        return value
+    return None if value == default else value
 
 
 def requested_output_type(sampling: OmniDiffusionSamplingParams | None, default: str) -> str:
     """The output type that a request asks for, wherever it says so."""
     if sampling is None:
         return default
-    return sampling.extra_args.get("output_type") or sampling.output_type or default
+    return sampling.extra_args.get("output_type", sampling.output_type or default)
 
 
 def model_index_value(od_config: OmniDiffusionConfig, name: str, default: Any = None) -> Any:
@@ -127,7 +164,9 @@ def load_component(od_config: OmniDiffusionConfig, name: str, *classes: type) ->
     library, class_name = spec
     component = next((c for c in classes if getattr(c, "__name__", None) == class_name), None)
     if component is None:
-        module = library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
+        # A component is named by its library, or by the diffusers pipeline that it belongs to.
+        own = hasattr(importlib.import_module("diffusers.pipelines"), library)
+        module = f"diffusers.pipelines.{library}" if own else library
         component = getattr(importlib.import_module(module), class_name)
     arguments: dict[str, Any] = {"subfolder": name, "local_files_only": os.path.isdir(od_config.model)}
     if od_config.revision and not arguments["local_files_only"]:
@@ -162,6 +201,18 @@ def build_component(od_config: OmniDiffusionConfig, name: str, *classes: type) -
     held = get_hf_file_to_dict(f"{name}/config.json", od_config.model, od_config.revision) or {}
     accepted = inspect.signature(component.__init__).parameters
     return component(od_config=od_config, **{k: v for k, v in held.items() if k in accepted})
+
+
+def load_component_weights(pipeline: torch.nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+    """Hand each weight to the component that its name begins with; the names of all that were filled.
+
+    vLLM's ``AutoWeightsLoader`` leaves out tables of rotary embeddings, which some models read from the checkpoint.
+    """
+    loaded: set[str] = set()
+    for component, group in itertools.groupby(weights, key=lambda item: item[0].partition(".")[0]):
+        own = ((name.partition(".")[2], tensor) for name, tensor in group)
+        loaded.update(f"{component}.{name}" for name in getattr(pipeline, component).load_weights(own))
+    return loaded
 
 
 def weights_source(od_config: OmniDiffusionConfig, name: str) -> DiffusersPipelineLoader.ComponentSource:

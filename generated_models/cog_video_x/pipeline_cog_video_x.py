@@ -41,10 +41,16 @@ from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import Diffus
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.logger import init_logger
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .cog_video_x_transformer import CogVideoXTransformer3DModel
-from .support import load_component, refuse_parallelism, request_arguments, requested_output_type, weights_source
+from .support import (
+    load_component,
+    load_component_weights,
+    refuse_parallelism,
+    request_arguments,
+    requested_output_type,
+    weights_source,
+)
 
 logger = init_logger(__name__)
 
@@ -737,7 +743,7 @@ class CogVideoXPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery,
         return DiffusionOutput(output=video)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_cog_video_x_post_process_func(od_config: OmniDiffusionConfig):

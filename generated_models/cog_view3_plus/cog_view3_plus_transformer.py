@@ -38,7 +38,7 @@ from porter.runtime.model_executor.model_loader.weight_utils import default_weig
 class CogVideoXAttention(nn.Module):
     """``Attention`` of diffusers as CogVideoXAttention needs it, with CogVideoXAttnProcessor2_0 as its forward."""
 
-    def __init__(self, query_dim: int, heads: int, dim_head: int, out_dim: int):
+    def __init__(self, query_dim: int, dim_head: int, out_dim: int):
         super().__init__()
 
         self.inner_dim = out_dim
@@ -216,9 +216,7 @@ class CogView3PlusTransformerBlock(nn.Module):
 
         self.norm1 = CogView3PlusAdaLayerNormZeroTextImage(embedding_dim=time_embed_dim, dim=dim)
 
-        self.attn1 = CogVideoXAttention(
-            query_dim=dim, heads=num_attention_heads, dim_head=attention_head_dim, out_dim=dim
-        )
+        self.attn1 = CogVideoXAttention(query_dim=dim, dim_head=attention_head_dim, out_dim=dim)
 
         self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-5)
         self.norm2_context = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-5)
@@ -484,4 +482,10 @@ class CogView3PlusTransformer2DModel(nn.Module):
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
                 tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
             loaded.add(name)
+        # The engine asks for parameters only. A buffer that two modules share is saved under one name.
+        buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
+        filled = {id(tensors[name]) for name in loaded}
+        missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        if missing:
+            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
         return loaded

@@ -39,10 +39,16 @@ from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import Diffus
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.logger import init_logger
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .cog_view4_transformer import CogView4Transformer2DModel
-from .support import load_component, refuse_parallelism, request_arguments, requested_output_type, weights_source
+from .support import (
+    load_component,
+    load_component_weights,
+    refuse_parallelism,
+    request_arguments,
+    requested_output_type,
+    weights_source,
+)
 
 logger = init_logger(__name__)
 
@@ -651,7 +657,7 @@ class CogView4Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, 
         return DiffusionOutput(output=image)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_cog_view4_post_process_func(od_config: OmniDiffusionConfig):
@@ -660,8 +666,6 @@ def get_cog_view4_post_process_func(od_config: OmniDiffusionConfig):
 
     def post_process_func(output, sampling_params=None):
         output_type = requested_output_type(sampling_params, "pil")
-        if output_type == "latent":
-            return output
         return image_processor.postprocess(output, output_type=output_type)
 
     return post_process_func

@@ -39,6 +39,7 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.models.autoencoders.autoencoder_cosmos3_audio import Cosmos3AVAEAudioTokenizer
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.modeling_utils import get_parameter_device
+from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import CosmosActionCondition
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from diffusers.utils import logging
 from diffusers.utils.import_utils import is_cosmos_guardrail_available
@@ -56,17 +57,18 @@ from porter.runtime.diffusion.request import OmniDiffusionRequest
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.logger import init_logger
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .cosmos3_omni_transformer import Cosmos3OmniTransformer
 from .support import (
     component_config,
     load_component,
+    load_component_weights,
     model_index_value,
     preprocessed_inputs,
     refuse_parallelism,
     request_arguments,
     weights_source,
+    with_failure,
     with_preprocessed,
 )
 
@@ -846,139 +848,6 @@ _EMBODIMENT_TO_DOMAIN_ID = {
     "agibot_gear_gripper_ext": 15,
     "fractal": 20,
 }
-
-
-# Canonical (unpadded) action width per embodiment. The width is fixed per embodiment and resolved from
-# `domain_name` via this table.
-#
-# Widths come from the Cosmos 3 unified action representation (paper Fig. 3), which composes a few shared geometric
-# building blocks: a 9D pose (3D translation + 6D rotation, the over-parameterized rotation of Zhou et al. 2019), a
-# 1D grasp state (gripper open/close), and a 15D grasp state (fingertip positions, 3D x 5 fingers). Each embodiment
-# concatenates these blocks, so its width is just their sum. For example:
-#   * av / camera_pose -> 9   : a single ego/effector 9D pose.
-#   * bridge / droid / fractal / umi -> 10 : one arm = 9D effector pose + 1D gripper.
-#   * robomind-franka-dual -> 20 : two arms = 2 x (9D + 1D).
-#   * agibotworld / agibot_gear_gripper -> 29 : humanoid = 9D ego + 2 x (9D arm + 1D gripper).
-#   * galbot -> 30 : humanoid-style stack with an extra pose block.
-#   * hand_pose -> 57 : egocentric two-hand motion = 9D ego + 2 x (9D wrist + 15D fingertips).
-#
-# TODO: support the configuration-dependent domains `libero`, whose width is not fixed per embodiment
-# (it depends on the dataset's rotation/keypoint configuration) and so is absent here.
-_EMBODIMENT_TO_RAW_ACTION_DIM = {
-    "av": 9,
-    "camera_pose": 9,
-    "pusht": 2,
-    "umi": 10,
-    "bridge_orig_lerobot": 10,
-    "droid_lerobot": 10,
-    "robomind-franka": 10,
-    "robomind-franka-dual": 20,
-    "robomind-ur": 10,
-    "galbot": 30,
-    "agibotworld": 29,
-    "agibot_gear_gripper": 29,
-    "agibot_gear_gripper_ext": 29,
-    "fractal": 10,
-    "hand_pose": 57,
-}
-
-
-@dataclass
-class CosmosActionCondition:
-    """Groups every input required for a Cosmos 3 action-conditioned generation task.
-
-    Pass this to [`Cosmos3OmniPipeline.__call__`] via the `action` argument instead of the top-level `image` / `height`
-    / `width` arguments, which are reserved for t2v, i2v runs.
-
-    Attributes:
-        mode (`str`):
-            The action task. One of `"forward_dynamics"` (roll out future video from a first frame and a given
-            `raw_actions` sequence), `"inverse_dynamics"` (infer the actions connecting the conditioning frames), or
-            `"policy"` (jointly roll out future video and actions from the first frame).
-        chunk_size (`int`):
-            Number of action transition steps in the chunk. The paired conditioning video spans `chunk_size + 1`
-            frames.
-        domain_name (`str`):
-            Embodiment domain selecting the domain-aware action projection weights. Must be one of the registered
-            Cosmos 3 embodiment domains. It also fixes the unpadded action width used to slice predicted actions,
-            resolved internally from this name (see `_EMBODIMENT_TO_RAW_ACTION_DIM`).
-        resolution_tier (`int`, defaults to `480`):
-            Action conditioning resolution *tier* (one of `256`, `480`, `704`, `720`). The tier picks a predefined
-            canvas whose aspect ratio is closest to the input; the input is downscaled (never upscaled) and padded into
-            it for conditioning. This is not the output frame size, which tracks the input content. Match the tier to
-            the input's native resolution: a lower tier discards detail, while a higher tier adds no resolution (no
-            upscaling), wastes compute on padding, and is a train/inference mismatch that can hurt quality.
-        raw_actions (`torch.Tensor`, *optional*):
-            Raw domain action vectors of shape `[T, raw_action_dim]` driving `"forward_dynamics"`. Sequences shorter
-            than `chunk_size` repeat the last action; longer ones are truncated. Channels beyond the model's
-            `action_dim` are rejected, and narrower inputs are zero-padded up to `action_dim`.
-        image (`PIL.Image.Image`, `np.ndarray`, or `torch.Tensor`, *optional*):
-            Conditioning frame for `"policy"` / `"forward_dynamics"`. Mutually exclusive with `video`.
-        video (`list`, `np.ndarray`, or `torch.Tensor`, *optional*):
-            Conditioning video, required for `"inverse_dynamics"`. For `"policy"` / `"forward_dynamics"` only its first
-            frame is used. Mutually exclusive with `image`.
-        view_point (`str`, defaults to `"ego_view"`):
-            Camera perspective label used to populate the action caption's `cinematography.framing` field. One of
-            `"ego_view"`, `"third_person_view"`, `"wrist_view"`, or `"concat_view"`. The action model was trained on
-            structured JSON captions that carry this viewpoint sentence; an unrecognized label drops the framing field
-            (with a warning).
-    """
-
-    mode: Literal["policy", "forward_dynamics", "inverse_dynamics"]
-    chunk_size: int
-    domain_name: str
-    resolution_tier: int = 480
-    raw_actions: torch.Tensor | None = None
-    image: Image.Image | np.ndarray | torch.Tensor | None = None
-    video: list | np.ndarray | torch.Tensor | None = None
-    view_point: str = "ego_view"
-
-    def __post_init__(self) -> None:
-        """Validate self-contained action fields at construction time."""
-        if self.mode not in ["policy", "forward_dynamics", "inverse_dynamics"]:
-            raise ValueError(
-                f"Unsupported action mode={self.mode!r}; expected one of ['forward_dynamics', 'inverse_dynamics', 'policy']."
-            )
-        if self.chunk_size < 1:
-            raise ValueError(f"action `chunk_size` must be >= 1, got {self.chunk_size}.")
-        if self.domain_name not in _EMBODIMENT_TO_DOMAIN_ID:
-            raise ValueError(
-                f"Unknown Cosmos3 action domain_name={self.domain_name!r}; "
-                f"expected one of {sorted(_EMBODIMENT_TO_DOMAIN_ID)}."
-            )
-        if str(self.resolution_tier) not in _ACTION_RESOLUTION_BINS:
-            raise ValueError(
-                f"Unsupported action resolution_tier={self.resolution_tier!r}; "
-                f"expected one of {sorted(int(k) for k in _ACTION_RESOLUTION_BINS)}."
-            )
-        if self.image is not None and self.video is not None:
-            raise ValueError("Provide either `image` or `video` for the action condition, not both.")
-        elif self.image is None and self.video is None:
-            raise ValueError("`image` and `video` cannot both be None")
-        if self.mode == "inverse_dynamics" and self.video is None:
-            raise ValueError("action mode='inverse_dynamics' requires `video` conditioning.")
-        # Resolve the unpadded action width from the embodiment: the width is fixed per embodiment and looked up from
-        # the table. Domains absent from the table are unsupported for action inference in all modes.
-        # TODO: support the configuration-dependent domains (libero, hand_pose), whose width is set per-dataset.
-        if self.domain_name not in _EMBODIMENT_TO_RAW_ACTION_DIM:
-            raise ValueError(
-                f"domain_name={self.domain_name!r} is not supported for action inference: it has no canonical action "
-                f"width. Supported domains: {sorted(_EMBODIMENT_TO_RAW_ACTION_DIM)}."
-            )
-        self.raw_action_dim = _EMBODIMENT_TO_RAW_ACTION_DIM[self.domain_name]
-        if self.mode == "forward_dynamics":
-            if self.raw_actions is None:
-                raise ValueError("action mode='forward_dynamics' requires `raw_actions`.")
-            if self.raw_actions.ndim != 2:
-                raise ValueError(f"`raw_actions` must have shape [T, D], got {tuple(self.raw_actions.shape)}.")
-            if self.raw_actions.shape[0] < 1:
-                raise ValueError("action mode='forward_dynamics' requires at least one action token.")
-            # The supplied action width must match the embodiment's expected width.
-            if self.raw_actions.shape[1] != self.raw_action_dim:
-                raise ValueError(
-                    f"`raw_actions` width ({self.raw_actions.shape[1]}) does not match the expected action width "
-                    f"({self.raw_action_dim}) for domain_name={self.domain_name!r}."
-                )
 
 
 def retrieve_latents(
@@ -2491,7 +2360,7 @@ class Cosmos3OmniPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscover
         return DiffusionOutput(output=(video, sound, action_output))
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_cosmos3_omni_pre_process_func(od_config: OmniDiffusionConfig):
@@ -2506,22 +2375,26 @@ def get_cosmos3_omni_pre_process_func(od_config: OmniDiffusionConfig):
         height = given.get("height", None)
         width = given.get("width", None)
         action = given.get("action", None)
-        if action is None:
-            if num_frames is None:
-                num_frames = 189
-            if height is None:
-                height = 720
-            if width is None:
-                width = 1280
-        if action is not None:
-            num_frames = action.chunk_size + 1
-            conditioning_clip = [action.image] if action.image is not None else action.video
-            probe = video_processor.preprocess_video(conditioning_clip)
-            source_h, source_w = (int(probe.shape[-2]), int(probe.shape[-1]))
-            resolution_key = str(action.resolution_tier)
-            height, width = VideoProcessor.classify_height_width_bin(
-                source_h, source_w, ratios=_ACTION_RESOLUTION_BINS[resolution_key]
-            )
+        try:
+            if action is None:
+                if num_frames is None:
+                    num_frames = 189
+                if height is None:
+                    height = 720
+                if width is None:
+                    width = 1280
+            if action is not None:
+                num_frames = action.chunk_size + 1
+                conditioning_clip = [action.image] if action.image is not None else action.video
+                probe = video_processor.preprocess_video(conditioning_clip)
+                source_h, source_w = (int(probe.shape[-2]), int(probe.shape[-1]))
+                resolution_key = str(action.resolution_tier)
+                height, width = VideoProcessor.classify_height_width_bin(
+                    source_h, source_w, ratios=_ACTION_RESOLUTION_BINS[resolution_key]
+                )
+        except Exception as error:
+            # The forward checks its inputs first, in diffusers' words, and then raises this.
+            return with_failure(request, error)
         return with_preprocessed(
             request,
             height=height,

@@ -49,7 +49,6 @@ class GatedSelfAttentionDenseAttention(nn.Module):
         self.inner_dim = dim_head * heads
         self.inner_kv_dim = self.inner_dim
         self.cross_attention_dim = query_dim
-        self.rescale_output_factor = 1.0
         self.out_dim = query_dim
 
         self.heads = heads
@@ -91,8 +90,6 @@ class GatedSelfAttentionDenseAttention(nn.Module):
         Returns:
             `torch.Tensor`: The output of the attention layer.
         """
-
-        residual = hidden_states
 
         input_ndim = hidden_states.ndim
 
@@ -145,8 +142,6 @@ class GatedSelfAttentionDenseAttention(nn.Module):
 
         if input_ndim == 4:
             hidden_states = hidden_states.transpose(-1, -2).reshape(batch_size, channel, height, width)
-
-        hidden_states = hidden_states / self.rescale_output_factor
 
         return hidden_states
 
@@ -254,7 +249,6 @@ class BasicCrossAttention(nn.Module):
         dim_head: int,
         dropout: float,
         bias: bool,
-        upcast_attention: bool,
         out_bias: bool,
     ):
         super().__init__()
@@ -262,7 +256,6 @@ class BasicCrossAttention(nn.Module):
         self.inner_dim = dim_head * heads
         self.inner_kv_dim = self.inner_dim
         self.cross_attention_dim = cross_attention_dim if cross_attention_dim is not None else query_dim
-        self.rescale_output_factor = 1.0
         self.out_dim = query_dim
 
         self.heads = heads
@@ -304,8 +297,6 @@ class BasicCrossAttention(nn.Module):
         Returns:
             `torch.Tensor`: The output of the attention layer.
         """
-
-        residual = hidden_states
 
         input_ndim = hidden_states.ndim
 
@@ -358,8 +349,6 @@ class BasicCrossAttention(nn.Module):
 
         if input_ndim == 4:
             hidden_states = hidden_states.transpose(-1, -2).reshape(batch_size, channel, height, width)
-
-        hidden_states = hidden_states / self.rescale_output_factor
 
         return hidden_states
 
@@ -541,7 +530,6 @@ class BasicTransformerBlock(nn.Module):
             dropout=dropout,
             bias=attention_bias,
             cross_attention_dim=cross_attention_dim if only_cross_attention else None,
-            upcast_attention=upcast_attention,
             out_bias=attention_out_bias,
         )
 
@@ -571,7 +559,6 @@ class BasicTransformerBlock(nn.Module):
                 dim_head=attention_head_dim,
                 dropout=dropout,
                 bias=attention_bias,
-                upcast_attention=upcast_attention,
                 out_bias=attention_out_bias,
             )  # is self-attn if encoder_hidden_states is none
         else:
@@ -1025,4 +1012,10 @@ class DiTTransformer2DModel(nn.Module):
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
                 tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
             loaded.add(name)
+        # The engine asks for parameters only. A buffer that two modules share is saved under one name.
+        buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
+        filled = {id(tensors[name]) for name in loaded}
+        missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        if missing:
+            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
         return loaded

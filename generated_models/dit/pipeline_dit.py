@@ -40,10 +40,16 @@ from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
 from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import DiffusionPipelineProfilerMixin
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .dit_transformer import DiTTransformer2DModel
-from .support import load_component, model_index_value, refuse_parallelism, request_arguments, weights_source
+from .support import (
+    load_component,
+    load_component_weights,
+    model_index_value,
+    refuse_parallelism,
+    request_arguments,
+    weights_source,
+)
 
 
 class DiTPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, DiffusionPipelineProfilerMixin):
@@ -242,7 +248,7 @@ class DiTPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diffu
         return DiffusionOutput(output=samples)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_dit_post_process_func(od_config: OmniDiffusionConfig):

@@ -39,12 +39,12 @@ from porter.runtime.diffusion.models.interface import SupportsComponentDiscovery
 from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
 from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import DiffusionPipelineProfilerMixin
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .helios_transformer import HeliosTransformer3DModel
 from .support import (
     build_component,
     load_component,
+    load_component_weights,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -913,7 +913,7 @@ class HeliosPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Di
         return DiffusionOutput(output=video)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_helios_post_process_func(od_config: OmniDiffusionConfig):

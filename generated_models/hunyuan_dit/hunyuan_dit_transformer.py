@@ -70,7 +70,6 @@ class HunyuanAttention(nn.Module):
         self.inner_dim = dim_head * heads
         self.inner_kv_dim = self.inner_dim
         self.cross_attention_dim = query_dim
-        self.rescale_output_factor = 1.0
         self.out_dim = query_dim
 
         self.heads = heads
@@ -85,16 +84,12 @@ class HunyuanAttention(nn.Module):
             self.norm_q = FP32LayerNorm(dim_head, elementwise_affine=False, bias=False, eps=1e-06)
             self.norm_k = FP32LayerNorm(dim_head, elementwise_affine=False, bias=False, eps=1e-06)
         elif qk_norm == "layer_norm_across_heads":
-            # Lumina applies qk norm across all heads
-            self.norm_q = nn.LayerNorm(dim_head * heads, eps=1e-06)
-            self.norm_k = nn.LayerNorm(dim_head * None, eps=1e-06)
+            raise TypeError("kv_heads is None where diffusers' Attention computes with it")
         elif qk_norm == "rms_norm":
             self.norm_q = VllmRMSNorm(dim_head, eps=1e-06)
             self.norm_k = VllmRMSNorm(dim_head, eps=1e-06)
         elif qk_norm == "rms_norm_across_heads":
-            # LTX applies qk norm across all heads
-            self.norm_q = VllmRMSNorm(dim_head * heads, eps=1e-06)
-            self.norm_k = VllmRMSNorm(dim_head * None, eps=1e-06)
+            raise TypeError("kv_heads is None where diffusers' Attention computes with it")
         elif qk_norm == "l2":
             self.norm_q = LpNorm(p=2, dim=-1, eps=1e-06)
             self.norm_k = LpNorm(p=2, dim=-1, eps=1e-06)
@@ -142,8 +137,6 @@ class HunyuanAttention(nn.Module):
             `torch.Tensor`: The output of the attention layer.
         """
         from diffusers.models.embeddings import apply_rotary_emb
-
-        residual = hidden_states
 
         input_ndim = hidden_states.ndim
 
@@ -206,8 +199,6 @@ class HunyuanAttention(nn.Module):
 
         if input_ndim == 4:
             hidden_states = hidden_states.transpose(-1, -2).reshape(batch_size, channel, height, width)
-
-        hidden_states = hidden_states / self.rescale_output_factor
 
         return hidden_states
 
@@ -275,7 +266,6 @@ class HunyuanAttention2(nn.Module):
         self.inner_kv_dim = self.inner_dim
         self.is_cross_attention = cross_attention_dim is not None
         self.cross_attention_dim = cross_attention_dim
-        self.rescale_output_factor = 1.0
         self.out_dim = query_dim
 
         self.heads = heads
@@ -290,16 +280,12 @@ class HunyuanAttention2(nn.Module):
             self.norm_q = FP32LayerNorm(dim_head, elementwise_affine=False, bias=False, eps=1e-06)
             self.norm_k = FP32LayerNorm(dim_head, elementwise_affine=False, bias=False, eps=1e-06)
         elif qk_norm == "layer_norm_across_heads":
-            # Lumina applies qk norm across all heads
-            self.norm_q = nn.LayerNorm(dim_head * heads, eps=1e-06)
-            self.norm_k = nn.LayerNorm(dim_head * None, eps=1e-06)
+            raise TypeError("kv_heads is None where diffusers' Attention computes with it")
         elif qk_norm == "rms_norm":
             self.norm_q = VllmRMSNorm(dim_head, eps=1e-06)
             self.norm_k = VllmRMSNorm(dim_head, eps=1e-06)
         elif qk_norm == "rms_norm_across_heads":
-            # LTX applies qk norm across all heads
-            self.norm_q = VllmRMSNorm(dim_head * heads, eps=1e-06)
-            self.norm_k = VllmRMSNorm(dim_head * None, eps=1e-06)
+            raise TypeError("kv_heads is None where diffusers' Attention computes with it")
         elif qk_norm == "l2":
             self.norm_q = LpNorm(p=2, dim=-1, eps=1e-06)
             self.norm_k = LpNorm(p=2, dim=-1, eps=1e-06)
@@ -347,8 +333,6 @@ class HunyuanAttention2(nn.Module):
             `torch.Tensor`: The output of the attention layer.
         """
         from diffusers.models.embeddings import apply_rotary_emb
-
-        residual = hidden_states
 
         input_ndim = hidden_states.ndim
 
@@ -412,8 +396,6 @@ class HunyuanAttention2(nn.Module):
 
         if input_ndim == 4:
             hidden_states = hidden_states.transpose(-1, -2).reshape(batch_size, channel, height, width)
-
-        hidden_states = hidden_states / self.rescale_output_factor
 
         return hidden_states
 
@@ -878,4 +860,10 @@ class HunyuanDiT2DModel(nn.Module):
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
                 tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
             loaded.add(name)
+        # The engine asks for parameters only. A buffer that two modules share is saved under one name.
+        buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
+        filled = {id(tensors[name]) for name in loaded}
+        missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        if missing:
+            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
         return loaded

@@ -41,10 +41,16 @@ from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import Diffus
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.logger import init_logger
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .hunyuan_dit_transformer import HunyuanDiT2DModel
-from .support import load_component, model_index_value, refuse_parallelism, request_arguments, weights_source
+from .support import (
+    load_component,
+    load_component_weights,
+    model_index_value,
+    refuse_parallelism,
+    request_arguments,
+    weights_source,
+)
 
 logger = init_logger(__name__)
 
@@ -870,7 +876,7 @@ class HunyuanDiTPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery
         return DiffusionOutput(output=image)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_hunyuan_dit_post_process_func(od_config: OmniDiffusionConfig):

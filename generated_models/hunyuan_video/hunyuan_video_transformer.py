@@ -224,7 +224,6 @@ class HunyuanVideoIndividualTokenRefinerCrossAttention(nn.Module):
         self.inner_dim = dim_head * heads
         self.inner_kv_dim = self.inner_dim
         self.cross_attention_dim = query_dim
-        self.rescale_output_factor = 1.0
         self.out_dim = query_dim
 
         self.heads = heads
@@ -266,8 +265,6 @@ class HunyuanVideoIndividualTokenRefinerCrossAttention(nn.Module):
         Returns:
             `torch.Tensor`: The output of the attention layer.
         """
-
-        residual = hidden_states
 
         input_ndim = hidden_states.ndim
 
@@ -320,8 +317,6 @@ class HunyuanVideoIndividualTokenRefinerCrossAttention(nn.Module):
 
         if input_ndim == 4:
             hidden_states = hidden_states.transpose(-1, -2).reshape(batch_size, channel, height, width)
-
-        hidden_states = hidden_states / self.rescale_output_factor
 
         return hidden_states
 
@@ -716,16 +711,12 @@ class HunyuanVideoAttention2(nn.Module):
             self.norm_q = FP32LayerNorm(dim_head, elementwise_affine=False, bias=False, eps=1e-06)
             self.norm_k = FP32LayerNorm(dim_head, elementwise_affine=False, bias=False, eps=1e-06)
         elif qk_norm == "layer_norm_across_heads":
-            # Lumina applies qk norm across all heads
-            self.norm_q = nn.LayerNorm(dim_head * heads, eps=1e-06)
-            self.norm_k = nn.LayerNorm(dim_head * None, eps=1e-06)
+            raise TypeError("kv_heads is None where diffusers' Attention computes with it")
         elif qk_norm == "rms_norm":
             self.norm_q = VllmRMSNorm(dim_head, eps=1e-06)
             self.norm_k = VllmRMSNorm(dim_head, eps=1e-06)
         elif qk_norm == "rms_norm_across_heads":
-            # LTX applies qk norm across all heads
-            self.norm_q = VllmRMSNorm(dim_head * heads, eps=1e-06)
-            self.norm_k = VllmRMSNorm(dim_head * None, eps=1e-06)
+            raise TypeError("kv_heads is None where diffusers' Attention computes with it")
         elif qk_norm == "l2":
             self.norm_q = LpNorm(p=2, dim=-1, eps=1e-06)
             self.norm_k = LpNorm(p=2, dim=-1, eps=1e-06)
@@ -948,16 +939,12 @@ class HunyuanVideoAttention(nn.Module):
             self.norm_q = FP32LayerNorm(dim_head, elementwise_affine=False, bias=False, eps=1e-06)
             self.norm_k = FP32LayerNorm(dim_head, elementwise_affine=False, bias=False, eps=1e-06)
         elif qk_norm == "layer_norm_across_heads":
-            # Lumina applies qk norm across all heads
-            self.norm_q = nn.LayerNorm(dim_head * heads, eps=1e-06)
-            self.norm_k = nn.LayerNorm(dim_head * None, eps=1e-06)
+            raise TypeError("kv_heads is None where diffusers' Attention computes with it")
         elif qk_norm == "rms_norm":
             self.norm_q = VllmRMSNorm(dim_head, eps=1e-06)
             self.norm_k = VllmRMSNorm(dim_head, eps=1e-06)
         elif qk_norm == "rms_norm_across_heads":
-            # LTX applies qk norm across all heads
-            self.norm_q = VllmRMSNorm(dim_head * heads, eps=1e-06)
-            self.norm_k = VllmRMSNorm(dim_head * None, eps=1e-06)
+            raise TypeError("kv_heads is None where diffusers' Attention computes with it")
         elif qk_norm == "l2":
             self.norm_q = LpNorm(p=2, dim=-1, eps=1e-06)
             self.norm_k = LpNorm(p=2, dim=-1, eps=1e-06)
@@ -997,10 +984,7 @@ class HunyuanVideoAttention(nn.Module):
                 self.norm_added_q = VllmRMSNorm(dim_head, eps=1e-06)
                 self.norm_added_k = VllmRMSNorm(dim_head, eps=1e-06)
             elif qk_norm == "rms_norm_across_heads":
-                # Wan applies qk norm across all heads
-                # Wan also doesn't apply a q norm
-                self.norm_added_q = None
-                self.norm_added_k = VllmRMSNorm(dim_head * None, eps=1e-06)
+                raise TypeError("kv_heads is None where diffusers' Attention computes with it")
             else:
                 raise ValueError(
                     f"unknown qk_norm: {qk_norm}. Should be one of `None,'layer_norm','fp32_layer_norm','rms_norm'`"
@@ -1507,4 +1491,10 @@ class HunyuanVideoTransformer3DModel(nn.Module):
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
                 tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
             loaded.add(name)
+        # The engine asks for parameters only. A buffer that two modules share is saved under one name.
+        buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
+        filled = {id(tensors[name]) for name in loaded}
+        missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        if missing:
+            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
         return loaded

@@ -39,10 +39,16 @@ from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
 from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import DiffusionPipelineProfilerMixin
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .hunyuan_video1_5_transformer import HunyuanVideo15Transformer3DModel
-from .support import load_component, refuse_parallelism, request_arguments, requested_output_type, weights_source
+from .support import (
+    load_component,
+    load_component_weights,
+    refuse_parallelism,
+    request_arguments,
+    requested_output_type,
+    weights_source,
+)
 
 
 def format_text_input(prompt: list[str], system_message: str) -> list[dict[str, Any]]:
@@ -819,7 +825,7 @@ class HunyuanVideo15Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDisco
         return DiffusionOutput(output=video)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_hunyuan_video1_5_post_process_func(od_config: OmniDiffusionConfig):

@@ -52,12 +52,12 @@ from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import Diffus
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.logger import init_logger
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .ideogram4_transformer import Ideogram4Transformer2DModel
 from .support import (
     build_component,
     load_component,
+    load_component_weights,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -747,7 +747,7 @@ class Ideogram4Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery,
         return DiffusionOutput(output=image)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_ideogram4_post_process_func(od_config: OmniDiffusionConfig):

@@ -26,18 +26,19 @@ from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import Diffus
 from porter.runtime.diffusion.request import OmniDiffusionRequest
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .joy_image_edit_transformer import JoyImageEditTransformer3DModel
 from .support import (
     component_config,
     load_component,
+    load_component_weights,
     model_index_value,
     preprocessed_inputs,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
     weights_source,
+    with_failure,
     with_preprocessed,
 )
 
@@ -851,7 +852,7 @@ class JoyImageEditPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
         return DiffusionOutput(output=image)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_joy_image_edit_pre_process_func(od_config: OmniDiffusionConfig):
@@ -865,10 +866,14 @@ def get_joy_image_edit_pre_process_func(od_config: OmniDiffusionConfig):
         image = given.get("image", None)
         height = given.get("height", None)
         width = given.get("width", None)
-        height, width = vae_image_processor.get_default_height_width(image, height, width)
-        processed_image = None
-        if image is not None:
-            processed_image = vae_image_processor.resize_center_crop(image, (height, width))
+        try:
+            height, width = vae_image_processor.get_default_height_width(image, height, width)
+            processed_image = None
+            if image is not None:
+                processed_image = vae_image_processor.resize_center_crop(image, (height, width))
+        except Exception as error:
+            # The forward checks its inputs first, in diffusers' words, and then raises this.
+            return with_failure(request, error)
         return with_preprocessed(
             request,
             processed_image=processed_image,
@@ -883,8 +888,6 @@ def get_joy_image_edit_post_process_func(od_config: OmniDiffusionConfig):
 
     def post_process_func(output, sampling_params=None):
         output_type = requested_output_type(sampling_params, "pil")
-        if output_type == "latent":
-            return output
         return image_processor.postprocess(output, output_type=output_type)
 
     return post_process_func

@@ -19,10 +19,16 @@ from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
 from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import DiffusionPipelineProfilerMixin
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.logger import init_logger
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .prior_transformer import PriorTransformer
-from .support import build_component, load_component, refuse_parallelism, request_arguments, weights_source
+from .support import (
+    build_component,
+    load_component,
+    load_component_weights,
+    refuse_parallelism,
+    request_arguments,
+    weights_source,
+)
 
 logger = init_logger(__name__)
 
@@ -368,7 +374,7 @@ class KandinskyV22PriorPipeline(
         return DiffusionOutput(output=(image_embeddings, zero_embeds))
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_kandinsky_v22_prior_post_process_func(od_config: OmniDiffusionConfig):

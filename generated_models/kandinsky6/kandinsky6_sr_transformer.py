@@ -485,7 +485,6 @@ class Kandinsky6SRTransformer3DModel(nn.Module):
             [`~models.modeling_outputs.Transformer2DModelOutput`] or `tuple`:
                 The prediction of shape `(batch_size, num_frames, height, width, out_visual_dim)`.
         """
-        checkpoint = torch.is_grad_enabled()
         device = hidden_states.device
 
         temb = self.time_embeddings(timestep) + self.pooled_bias
@@ -551,4 +550,10 @@ class Kandinsky6SRTransformer3DModel(nn.Module):
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
                 tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
             loaded.add(name)
+        # The engine asks for parameters only. A buffer that two modules share is saved under one name.
+        buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
+        filled = {id(tensors[name]) for name in loaded}
+        missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        if missing:
+            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
         return loaded

@@ -56,10 +56,16 @@ from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
 from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import DiffusionPipelineProfilerMixin
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .kandinsky6_sr_transformer import Kandinsky6SRTransformer3DModel
-from .support import load_component, refuse_parallelism, request_arguments, requested_output_type, weights_source
+from .support import (
+    load_component,
+    load_component_weights,
+    refuse_parallelism,
+    request_arguments,
+    requested_output_type,
+    weights_source,
+)
 
 # Number of pixel frames encoded or decoded per causal segment. Segmentation only bounds peak memory: the causal
 # convolutions carry their padding state from one segment to the next, so the result matches a single-pass call.
@@ -1680,7 +1686,7 @@ class Kandinsky6SRPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
         return DiffusionOutput(output=video)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_kandinsky6_sr_post_process_func(od_config: OmniDiffusionConfig):
@@ -1689,8 +1695,6 @@ def get_kandinsky6_sr_post_process_func(od_config: OmniDiffusionConfig):
 
     def post_process_func(output, sampling_params=None):
         output_type = requested_output_type(sampling_params, "pil")
-        if output_type == "latent":
-            return {"video": output}
         return {"video": video_processor.postprocess_video(output, output_type=output_type)}
 
     return post_process_func

@@ -39,10 +39,9 @@ from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
 from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import DiffusionPipelineProfilerMixin
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .longcat_audio_dit_transformer import LongCatAudioDiTTransformer
-from .support import load_component, refuse_parallelism, request_arguments, weights_source
+from .support import load_component, load_component_weights, refuse_parallelism, request_arguments, weights_source
 
 
 def _lens_to_mask(lengths: torch.Tensor, length: int | None = None) -> torch.BoolTensor:
@@ -336,7 +335,7 @@ class LongCatAudioDiTPipeline(nn.Module, ProgressBarMixin, SupportsComponentDisc
         return DiffusionOutput(output=waveform)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_longcat_audio_dit_post_process_func(od_config: OmniDiffusionConfig):

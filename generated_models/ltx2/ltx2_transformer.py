@@ -1750,4 +1750,10 @@ class LTX2VideoTransformer3DModel(nn.Module):
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
                 tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
             loaded.add(name)
+        # The engine asks for parameters only. A buffer that two modules share is saved under one name.
+        buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
+        filled = {id(tensors[name]) for name in loaded}
+        missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        if missing:
+            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
         return loaded

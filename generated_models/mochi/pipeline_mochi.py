@@ -39,11 +39,11 @@ from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import Diffus
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.logger import init_logger
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .mochi_transformer import MochiTransformer3DModel
 from .support import (
     load_component,
+    load_component_weights,
     model_index_value,
     refuse_parallelism,
     request_arguments,
@@ -692,7 +692,7 @@ class MochiPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Dif
         return DiffusionOutput(output=video)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_mochi_post_process_func(od_config: OmniDiffusionConfig):

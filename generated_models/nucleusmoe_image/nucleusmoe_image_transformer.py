@@ -525,13 +525,7 @@ class NucleusMoEAttention(nn.Module):
     """``Attention`` of diffusers as NucleusMoEAttention needs it, with NucleusMoEAttnProcessor2_0 as its forward."""
 
     def __init__(
-        self,
-        query_dim: int,
-        heads: int,
-        kv_heads: int | None,
-        dim_head: int,
-        added_kv_proj_dim: int | None,
-        out_dim: int,
+        self, query_dim: int, kv_heads: int | None, dim_head: int, added_kv_proj_dim: int | None, out_dim: int
     ):
         super().__init__()
 
@@ -680,7 +674,6 @@ class NucleusMoEImageTransformerBlock(nn.Module):
         self.pre_attn_norm = nn.LayerNorm(dim, eps=eps, elementwise_affine=False, bias=False)
         self.attn = NucleusMoEAttention(
             query_dim=dim,
-            heads=num_attention_heads,
             kv_heads=num_key_value_heads,
             dim_head=attention_head_dim,
             added_kv_proj_dim=dim,
@@ -984,4 +977,10 @@ class NucleusMoEImageTransformer2DModel(nn.Module):
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
                 tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
             loaded.add(name)
+        # The engine asks for parameters only. A buffer that two modules share is saved under one name.
+        buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
+        filled = {id(tensors[name]) for name in loaded}
+        missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        if missing:
+            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
         return loaded

@@ -192,13 +192,7 @@ class OmniGenAttention(nn.Module):
     """``Attention`` of diffusers as OmniGenAttention needs it, with OmniGenAttnProcessor2_0 as its forward."""
 
     def __init__(
-        self,
-        query_dim: int,
-        cross_attention_dim: int | None,
-        heads: int,
-        kv_heads: int | None,
-        dim_head: int,
-        out_dim: int,
+        self, query_dim: int, cross_attention_dim: int | None, kv_heads: int | None, dim_head: int, out_dim: int
     ):
         super().__init__()
 
@@ -299,7 +293,6 @@ class OmniGenBlock(nn.Module):
             query_dim=hidden_size,
             cross_attention_dim=hidden_size,
             dim_head=hidden_size // num_attention_heads,
-            heads=num_attention_heads,
             kv_heads=num_key_value_heads,
             out_dim=hidden_size,
         )
@@ -579,4 +572,10 @@ class OmniGenTransformer2DModel(nn.Module):
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
                 tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
             loaded.add(name)
+        # The engine asks for parameters only. A buffer that two modules share is saved under one name.
+        buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
+        filled = {id(tensors[name]) for name in loaded}
+        missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        if missing:
+            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
         return loaded

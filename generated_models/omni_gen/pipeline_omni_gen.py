@@ -39,10 +39,16 @@ from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import Diffus
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.logger import init_logger
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .omni_gen_transformer import OmniGenTransformer2DModel
-from .support import load_component, refuse_parallelism, request_arguments, requested_output_type, weights_source
+from .support import (
+    load_component,
+    load_component_weights,
+    refuse_parallelism,
+    request_arguments,
+    requested_output_type,
+    weights_source,
+)
 
 if is_torchvision_available():
     from diffusers.pipelines.omnigen.processor_omnigen import OmniGenMultiModalProcessor
@@ -462,7 +468,7 @@ class OmniGenPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
         return DiffusionOutput(output=image)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_omni_gen_post_process_func(od_config: OmniDiffusionConfig):

@@ -43,10 +43,16 @@ from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
 from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import DiffusionPipelineProfilerMixin
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .prx_transformer import PRXTransformer2DModel
-from .support import load_component, model_index_value, refuse_parallelism, request_arguments, weights_source
+from .support import (
+    load_component,
+    load_component_weights,
+    model_index_value,
+    refuse_parallelism,
+    request_arguments,
+    weights_source,
+)
 
 if is_ftfy_available():
     import ftfy
@@ -817,7 +823,7 @@ class PRXPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diffu
         return DiffusionOutput(output=image)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_prx_post_process_func(od_config: OmniDiffusionConfig):

@@ -40,17 +40,18 @@ from porter.runtime.diffusion.request import OmniDiffusionRequest
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.logger import init_logger
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .qwen_image_transformer import QwenImageTransformer2DModel
 from .support import (
     component_config,
     load_component,
+    load_component_weights,
     preprocessed_inputs,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
     weights_source,
+    with_failure,
     with_preprocessed,
 )
 
@@ -818,7 +819,7 @@ class QwenImageEditPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscov
         return DiffusionOutput(output=image)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_qwen_image_edit_pre_process_func(od_config: OmniDiffusionConfig):
@@ -831,16 +832,20 @@ def get_qwen_image_edit_pre_process_func(od_config: OmniDiffusionConfig):
     def pre_process_func(request: OmniDiffusionRequest):
         given = request_arguments(DiffusionRequestBatch([request]), QwenImageEditPipeline)
         image = given.get("image", None)
-        if image is None:
-            raise ValueError("QwenImageEditPipeline needs image in the prompt's multi_modal_data.")
-        prompt_image = None
-        image_size = image[0].size if isinstance(image, list) else image.size
-        calculated_width, calculated_height, _ = calculate_dimensions(1024 * 1024, image_size[0] / image_size[1])
-        if image is not None and (not (isinstance(image, torch.Tensor) and image.size(1) == latent_channels)):
-            image = image_processor.resize(image, calculated_height, calculated_width)
-            prompt_image = image
-            image = image_processor.preprocess(image, calculated_height, calculated_width)
-            image = image.unsqueeze(2)
+        try:
+            if image is None:
+                raise ValueError("QwenImageEditPipeline needs image in the prompt's multi_modal_data.")
+            prompt_image = None
+            image_size = image[0].size if isinstance(image, list) else image.size
+            calculated_width, calculated_height, _ = calculate_dimensions(1024 * 1024, image_size[0] / image_size[1])
+            if image is not None and (not (isinstance(image, torch.Tensor) and image.size(1) == latent_channels)):
+                image = image_processor.resize(image, calculated_height, calculated_width)
+                prompt_image = image
+                image = image_processor.preprocess(image, calculated_height, calculated_width)
+                image = image.unsqueeze(2)
+        except Exception as error:
+            # The forward checks its inputs first, in diffusers' words, and then raises this.
+            return with_failure(request, error)
         return with_preprocessed(
             request,
             image=image,

@@ -421,7 +421,7 @@ class QwenEmbedLayer3DRope(nn.Module):
 class QwenDoubleStreamAttention(nn.Module):
     """``Attention`` of diffusers as QwenDoubleStreamAttention needs it, with QwenDoubleStreamAttnProcessor2_0 as its forward."""
 
-    def __init__(self, query_dim: int, heads: int, dim_head: int, added_kv_proj_dim: int | None, out_dim: int):
+    def __init__(self, query_dim: int, dim_head: int, added_kv_proj_dim: int | None, out_dim: int):
         super().__init__()
 
         self.inner_dim = out_dim
@@ -585,7 +585,7 @@ class QwenImageTransformerBlock(nn.Module):
         )
         self.img_norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=eps)
         self.attn = QwenDoubleStreamAttention(
-            query_dim=dim, added_kv_proj_dim=dim, dim_head=attention_head_dim, heads=num_attention_heads, out_dim=dim
+            query_dim=dim, added_kv_proj_dim=dim, dim_head=attention_head_dim, out_dim=dim
         )
         self.img_norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=eps)
         self.img_mlp = FeedForward(dim=dim, dim_out=dim, activation_fn="gelu-approximate")
@@ -936,4 +936,10 @@ class QwenImageTransformer2DModel(nn.Module):
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
                 tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
             loaded.add(name)
+        # The engine asks for parameters only. A buffer that two modules share is saved under one name.
+        buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
+        filled = {id(tensors[name]) for name in loaded}
+        missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        if missing:
+            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
         return loaded

@@ -48,10 +48,16 @@ from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
 from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import DiffusionPipelineProfilerMixin
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .rfd4_proteina_transformer import RFD4ProteinaTransformer
-from .support import load_component, model_index_value, refuse_parallelism, request_arguments, weights_source
+from .support import (
+    load_component,
+    load_component_weights,
+    model_index_value,
+    refuse_parallelism,
+    request_arguments,
+    weights_source,
+)
 
 NORMS = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}
 
@@ -1578,7 +1584,7 @@ class RFD4ProteinaPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
         return DiffusionOutput(output=output)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_rfd4_proteina_post_process_func(od_config: OmniDiffusionConfig):

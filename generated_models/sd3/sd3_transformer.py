@@ -50,7 +50,6 @@ class JointAttention(nn.Module):
     def __init__(
         self,
         query_dim: int,
-        heads: int,
         dim_head: int,
         qk_norm: str | None,
         added_kv_proj_dim: int | None,
@@ -78,16 +77,12 @@ class JointAttention(nn.Module):
             self.norm_q = FP32LayerNorm(dim_head, elementwise_affine=False, bias=False, eps=1e-06)
             self.norm_k = FP32LayerNorm(dim_head, elementwise_affine=False, bias=False, eps=1e-06)
         elif qk_norm == "layer_norm_across_heads":
-            # Lumina applies qk norm across all heads
-            self.norm_q = nn.LayerNorm(dim_head * heads, eps=1e-06)
-            self.norm_k = nn.LayerNorm(dim_head * None, eps=1e-06)
+            raise TypeError("kv_heads is None where diffusers' Attention computes with it")
         elif qk_norm == "rms_norm":
             self.norm_q = VllmRMSNorm(dim_head, eps=1e-06)
             self.norm_k = VllmRMSNorm(dim_head, eps=1e-06)
         elif qk_norm == "rms_norm_across_heads":
-            # LTX applies qk norm across all heads
-            self.norm_q = VllmRMSNorm(dim_head * heads, eps=1e-06)
-            self.norm_k = VllmRMSNorm(dim_head * None, eps=1e-06)
+            raise TypeError("kv_heads is None where diffusers' Attention computes with it")
         elif qk_norm == "l2":
             self.norm_q = LpNorm(p=2, dim=-1, eps=1e-06)
             self.norm_k = LpNorm(p=2, dim=-1, eps=1e-06)
@@ -125,10 +120,7 @@ class JointAttention(nn.Module):
                 self.norm_added_q = VllmRMSNorm(dim_head, eps=1e-06)
                 self.norm_added_k = VllmRMSNorm(dim_head, eps=1e-06)
             elif qk_norm == "rms_norm_across_heads":
-                # Wan applies qk norm across all heads
-                # Wan also doesn't apply a q norm
-                self.norm_added_q = None
-                self.norm_added_k = VllmRMSNorm(dim_head * None, eps=1e-06)
+                raise TypeError("kv_heads is None where diffusers' Attention computes with it")
             else:
                 raise ValueError(
                     f"unknown qk_norm: {qk_norm}. Should be one of `None,'layer_norm','fp32_layer_norm','rms_norm'`"
@@ -236,7 +228,7 @@ class JointAttention(nn.Module):
 class JointAttention2(nn.Module):
     """``Attention`` of diffusers as JointAttention2 needs it, with JointAttnProcessor2_0 as its forward."""
 
-    def __init__(self, query_dim: int, heads: int, dim_head: int, qk_norm: str | None, out_dim: int):
+    def __init__(self, query_dim: int, dim_head: int, qk_norm: str | None, out_dim: int):
         super().__init__()
 
         self.inner_dim = out_dim
@@ -256,16 +248,12 @@ class JointAttention2(nn.Module):
             self.norm_q = FP32LayerNorm(dim_head, elementwise_affine=False, bias=False, eps=1e-06)
             self.norm_k = FP32LayerNorm(dim_head, elementwise_affine=False, bias=False, eps=1e-06)
         elif qk_norm == "layer_norm_across_heads":
-            # Lumina applies qk norm across all heads
-            self.norm_q = nn.LayerNorm(dim_head * heads, eps=1e-06)
-            self.norm_k = nn.LayerNorm(dim_head * None, eps=1e-06)
+            raise TypeError("kv_heads is None where diffusers' Attention computes with it")
         elif qk_norm == "rms_norm":
             self.norm_q = VllmRMSNorm(dim_head, eps=1e-06)
             self.norm_k = VllmRMSNorm(dim_head, eps=1e-06)
         elif qk_norm == "rms_norm_across_heads":
-            # LTX applies qk norm across all heads
-            self.norm_q = VllmRMSNorm(dim_head * heads, eps=1e-06)
-            self.norm_k = VllmRMSNorm(dim_head * None, eps=1e-06)
+            raise TypeError("kv_heads is None where diffusers' Attention computes with it")
         elif qk_norm == "l2":
             self.norm_q = LpNorm(p=2, dim=-1, eps=1e-06)
             self.norm_k = LpNorm(p=2, dim=-1, eps=1e-06)
@@ -428,16 +416,13 @@ class JointTransformerBlock(nn.Module):
             query_dim=dim,
             added_kv_proj_dim=dim,
             dim_head=attention_head_dim,
-            heads=num_attention_heads,
             out_dim=dim,
             context_pre_only=context_pre_only,
             qk_norm=qk_norm,
         )
 
         if use_dual_attention:
-            self.attn2 = JointAttention2(
-                query_dim=dim, dim_head=attention_head_dim, heads=num_attention_heads, out_dim=dim, qk_norm=qk_norm
-            )
+            self.attn2 = JointAttention2(query_dim=dim, dim_head=attention_head_dim, out_dim=dim, qk_norm=qk_norm)
         else:
             self.attn2 = None
 
@@ -800,4 +785,10 @@ class SD3Transformer2DModel(nn.Module):
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
                 tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
             loaded.add(name)
+        # The engine asks for parameters only. A buffer that two modules share is saved under one name.
+        buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
+        filled = {id(tensors[name]) for name in loaded}
+        missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        if missing:
+            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
         return loaded

@@ -36,10 +36,16 @@ from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
 from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import DiffusionPipelineProfilerMixin
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.logger import init_logger
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .prior_transformer import PriorTransformer
-from .support import build_component, load_component, refuse_parallelism, request_arguments, weights_source
+from .support import (
+    build_component,
+    load_component,
+    load_component_weights,
+    refuse_parallelism,
+    request_arguments,
+    weights_source,
+)
 
 logger = init_logger(__name__)
 
@@ -303,7 +309,7 @@ class ShapEPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Dif
         return DiffusionOutput(output=images)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_shap_e_post_process_func(od_config: OmniDiffusionConfig):

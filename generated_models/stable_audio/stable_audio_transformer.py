@@ -74,7 +74,6 @@ class StableAudioAttention(nn.Module):
         self.inner_dim = dim_head * heads
         self.inner_kv_dim = self.inner_dim
         self.cross_attention_dim = query_dim
-        self.rescale_output_factor = 1.0
         self.out_dim = query_dim
 
         self.heads = heads
@@ -117,8 +116,6 @@ class StableAudioAttention(nn.Module):
             `torch.Tensor`: The output of the attention layer.
         """
         from diffusers.models.embeddings import apply_rotary_emb
-
-        residual = hidden_states
 
         input_ndim = hidden_states.ndim
 
@@ -201,8 +198,6 @@ class StableAudioAttention(nn.Module):
         if input_ndim == 4:
             hidden_states = hidden_states.transpose(-1, -2).reshape(batch_size, channel, height, width)
 
-        hidden_states = hidden_states / self.rescale_output_factor
-
         return hidden_states
 
     def prepare_attention_mask(
@@ -269,7 +264,6 @@ class StableAudioAttention2(nn.Module):
         self.inner_kv_dim = dim_head * kv_heads
         self.is_cross_attention = cross_attention_dim is not None
         self.cross_attention_dim = cross_attention_dim if cross_attention_dim is not None else query_dim
-        self.rescale_output_factor = 1.0
         self.out_dim = query_dim
 
         self.heads = heads
@@ -312,8 +306,6 @@ class StableAudioAttention2(nn.Module):
             `torch.Tensor`: The output of the attention layer.
         """
         from diffusers.models.embeddings import apply_rotary_emb
-
-        residual = hidden_states
 
         input_ndim = hidden_states.ndim
 
@@ -396,8 +388,6 @@ class StableAudioAttention2(nn.Module):
 
         if input_ndim == 4:
             hidden_states = hidden_states.transpose(-1, -2).reshape(batch_size, channel, height, width)
-
-        hidden_states = hidden_states / self.rescale_output_factor
 
         return hidden_states
 
@@ -765,4 +755,10 @@ class StableAudioDiTModel(nn.Module):
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
                 tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
             loaded.add(name)
+        # The engine asks for parameters only. A buffer that two modules share is saved under one name.
+        buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
+        filled = {id(tensors[name]) for name in loaded}
+        missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        if missing:
+            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
         return loaded

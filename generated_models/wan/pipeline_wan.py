@@ -44,11 +44,11 @@ from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
 from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import DiffusionPipelineProfilerMixin
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.logger import init_logger
-from porter.runtime.model_executor.models.utils import AutoWeightsLoader
 
 from .support import (
     build_component,
     load_component,
+    load_component_weights,
     model_index_value,
     refuse_parallelism,
     request_arguments,
@@ -679,7 +679,7 @@ class WanPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diffu
         return DiffusionOutput(output=video)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights)
+        return load_component_weights(self, weights)
 
 
 def get_wan_post_process_func(od_config: OmniDiffusionConfig):

@@ -133,16 +133,12 @@ class ZSingleStreamAttention(nn.Module):
             self.norm_q = FP32LayerNorm(dim_head, elementwise_affine=False, bias=False, eps=1e-05)
             self.norm_k = FP32LayerNorm(dim_head, elementwise_affine=False, bias=False, eps=1e-05)
         elif qk_norm == "layer_norm_across_heads":
-            # Lumina applies qk norm across all heads
-            self.norm_q = nn.LayerNorm(dim_head * heads, eps=1e-05)
-            self.norm_k = nn.LayerNorm(dim_head * None, eps=1e-05)
+            raise TypeError("kv_heads is None where diffusers' Attention computes with it")
         elif qk_norm == "rms_norm":
             self.norm_q = VllmRMSNorm(dim_head, eps=1e-05)
             self.norm_k = VllmRMSNorm(dim_head, eps=1e-05)
         elif qk_norm == "rms_norm_across_heads":
-            # LTX applies qk norm across all heads
-            self.norm_q = VllmRMSNorm(dim_head * heads, eps=1e-05)
-            self.norm_k = VllmRMSNorm(dim_head * None, eps=1e-05)
+            raise TypeError("kv_heads is None where diffusers' Attention computes with it")
         elif qk_norm == "l2":
             self.norm_q = LpNorm(p=2, dim=-1, eps=1e-05)
             self.norm_k = LpNorm(p=2, dim=-1, eps=1e-05)
@@ -1144,4 +1140,10 @@ class ZImageTransformer2DModel(nn.Module):
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
                 tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
             loaded.add(name)
+        # The engine asks for parameters only. A buffer that two modules share is saved under one name.
+        buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
+        filled = {id(tensors[name]) for name in loaded}
+        missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        if missing:
+            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
         return loaded
