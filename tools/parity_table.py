@@ -134,19 +134,23 @@ def table(results: dict[str, Any], version: str) -> str:
             columns[next(key for key, starts in COLUMNS.items() if case.startswith(starts))].append(held)
         kind = "" if result.get("transformer") else " \\*"
         cells = " | ".join(_cell(held) for held in columns.values())
-        rows.append(f"| {name}{kind} | {result['verdict']} | {cells} |")
+        some = "" if result.get("complete") or not result.get("cases") else " (not all calls run)"
+        rows.append(f"| {name}{kind} | {result['verdict']}{some} | {cells} |")
     reasons = [f"- {name}, {text}" for name, result in sorted(results.items()) for text in _reasons(result)]
     transformer = [result for result in results.values() if result.get("transformer")]
     other = [result for result in results.values() if not result.get("transformer")]
     cases = [case for result in results.values() for case in result.get("cases", {}).values()]
     alike = sum(case["verdict"] == "rejected alike" for case in cases)
     equal = sum(case["verdict"] == "parity" for case in cases)
+    unfinished = [r for r in transformer if r["verdict"] == "parity" and not r.get("complete")]
     return (
         "# Parity\n\n"
         f"diffusers {version}, tiny random checkpoints, float32 on the CPU, one thread: largest absolute difference "
         "over all stages of\nall calls of a kind. Made by `python tools/parity_table.py`.\n\n"
         f"Transformer pipelines: {_reached(transformer)} of {len(transformer)} at difference 0 in all their cases. "
         f"Others (\\*): {_reached(other)} of {len(other)}.\n"
+        + (f"{len(unfinished)} more transformer pipelines are at 0 in those that were run.\n" if unfinished else "")
+        + f"Where a component stands in for one that cannot be had (`porter/parity/stand_ins.py`), the spec names it.\n"
         f"{len(cases)} calls: {equal} at difference 0, {alike} that diffusers refuses and the port refuses in the "
         f"same words, {len(cases) - equal - alike} that differ.\n\n"
         "A cell is the largest difference of the calls of that kind; `refused n` counts those that both refuse, "

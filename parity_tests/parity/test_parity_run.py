@@ -144,7 +144,7 @@ def test_embeddings_replace_prompts(run_against):
 
 
 def test_a_call_that_would_be_long_is_compared_up_to_its_first_large_tensor(monkeypatch, run_against):
-    monkeypatch.setattr(capture, "_TOO_LARGE", 100)
+    monkeypatch.setattr(capture, "_LARGE", 100)
     report = run_against()
     assert report.passed and report.cases[0].stopped
     assert report.cases[0].stages[-1].stage == "transformer[0]"

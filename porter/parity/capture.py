@@ -27,8 +27,8 @@ _COMPONENT_METHODS = ("encode", "decode", "generate")
 _SCHEDULER_METHODS = ("step", "add_noise", "scale_noise")
 _PROCESSOR_METHODS = ("preprocess", "preprocess_video", "postprocess", "postprocess_video")
 
-# Values in a tensor above which an early-stopped run does not wait for a VAE, and above which no run goes on: some
-# pipelines enlarge what they are given to a megapixel, and what can be compared has been compared by then.
+# Values in a tensor above which no run waits for a denoiser, nor an early-stopped run for a VAE; and above which no run
+# waits for a VAE. Some pipelines enlarge what they are given to a megapixel: what can be compared has been by then.
 _LARGE = 2**18
 _TOO_LARGE = 2**20
 
@@ -177,7 +177,7 @@ def _watch_module(stack: contextlib.ExitStack, record: Capture, name: str, modul
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         values = flatten(bind(module.forward, args, kwargs), "args")
-        if is_denoiser(module) and (stop or _size(values) > _TOO_LARGE):
+        if is_denoiser(module) and (stop or _size(values) > _LARGE):
             record.stop(name, "component", values)
         pending.append((values, (clone_tree(args), clone_tree(kwargs))))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from porter.parity.request import to_request
 # area, but never less than the least that a vision encoder takes.
 _AREA_FRACTION = 1 / 256
 _LEAST_AREA = 48 * 48
+_ADDRESS = re.compile(r"at 0x[0-9A-Fa-f]+")
 
 
 # What can run a port: porter's own runtime, and vLLM-Omni itself (see :mod:`porter.omni`).
@@ -127,8 +129,8 @@ def align(pipeline: Any) -> None:
 
 
 def rejection(error: BaseException | None) -> str:
-    """The text of an exception, in one form for both sides."""
-    return " ".join(str(error).split()) if error is not None else ""
+    """The text of an exception, in one form for both sides: without line breaks and addresses in memory."""
+    return _ADDRESS.sub("at 0x…", " ".join(str(error).split())) if error is not None else ""
 
 
 @contextlib.contextmanager
