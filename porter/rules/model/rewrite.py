@@ -18,6 +18,7 @@ from porter.rules.model.attention_layer import AttentionLayer
 from porter.rules.model.classic_attention import ClassicAttention, class_name
 from porter.rules.model.config import ExplicitConfig, LayerwiseBlocks, RegisterToConfig
 from porter.rules.model.dead import without_dead
+from porter.rules.model.derived import DerivedAttention
 from porter.rules.model.logger import ReplaceLogger
 from porter.rules.model.mixins import METHODS, SWITCHES, RemoveDecorators, RemoveMachinery, RemoveMixins
 from porter.rules.model.norms import EngineRMSNorm
@@ -57,6 +58,7 @@ class ModelRewriter:
             EngineAdaLayerNorm(),
             ParameterDtype(),
             AttentionSites(self._specialise),
+            DerivedAttention(),
             RegisterToConfig(),
             LayerwiseBlocks(),
             RemoveMixins(),

@@ -26,8 +26,8 @@ class AttentionSites(Rule):
     """Build the ported attention module where the source builds the original.
 
     The ``processor`` argument of a class whose processor was folded goes; a construction of the classic ``Attention``
-    becomes one of the class that was specialised for it. Where that cannot be, because the processor is chosen at run
-    time or a class derives from ``Attention``, diffusers' own class stays and is reported.
+    becomes one of the class that was specialised for it. Where the processor is chosen at run time, diffusers' own
+    class stays and is reported.
 
     Args:
         specialise: makes (or finds) the specialised class for a site; returns its name and its parameters.
@@ -131,26 +131,6 @@ class AttentionSites(Rule):
                     self.attn = DiffusersAttention(query_dim=dim, processor=processor)
             """,
         ),
-        (
-            """
-            from ..attention_processor import Attention
-
-
-            class ExampleAttention(Attention):
-                def __init__(self, *args, **kwargs):
-                    super().__init__(*args, **kwargs)
-                    self.to_image = nn.Linear(self.query_dim, self.query_dim)
-            """,
-            """
-            from ..attention_processor import Attention
-
-
-            class ExampleAttention(DiffusersAttention):
-                def __init__(self, *args, **kwargs):
-                    super().__init__(*args, **kwargs)
-                    self.to_image = nn.Linear(self.query_dim, self.query_dim)
-            """,
-        ),
     )
 
     def __init__(self, specialise: Any) -> None:
@@ -163,17 +143,7 @@ class AttentionSites(Rule):
 
     def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
         self._classes.pop()
-        if not any(_resolves_to_classic(ctx, dotted(base.value) or "") for base in updated.bases):
-            return updated
-        ctx.report(ctx.definition.first_line if ctx.definition else 1, f"{updated.name.value} derives from Attention")
-        ctx.imports[KEPT_CLASSIC] = (MODULE, "Attention")
-        bases = [
-            base.with_changes(value=cst.Name(KEPT_CLASSIC))
-            if _resolves_to_classic(ctx, dotted(base.value) or "")
-            else base
-            for base in updated.bases
-        ]
-        return updated.with_changes(bases=bases)
+        return updated
 
     def visit_FunctionDef(self, ctx: Context, node: cst.FunctionDef) -> None:
         self._functions.append(node)
@@ -189,7 +159,7 @@ class AttentionSites(Rule):
         name = dotted(updated.func)
         if not name or "." in name:
             return updated
-        if _resolves_to_classic(ctx, name):
+        if resolves_to_classic(ctx, name):
             return self._classic(ctx, updated)
         plan = plan_for(ctx, name)
         if plan is None or plan.kind != "fold":
@@ -202,7 +172,7 @@ class AttentionSites(Rule):
 
     def leave_Annotation(self, ctx: Context, original: cst.Annotation, updated: cst.Annotation) -> cst.Annotation:
         name = dotted(updated.annotation)
-        if name and _resolves_to_classic(ctx, name):
+        if name and resolves_to_classic(ctx, name):
             ctx.imports["nn"] = ("torch", "nn")
             return updated.with_changes(annotation=cst.parse_expression("nn.Module"))
         return updated
@@ -284,7 +254,7 @@ class _WithoutProcessor(cst.CSTTransformer):
         return updated
 
 
-def _resolves_to_classic(ctx: Context, name: str) -> bool:
+def resolves_to_classic(ctx: Context, name: str) -> bool:
     if ctx.origin(name) == CLASSIC:
         return True
     bound = ctx.module.imports.get(name)
