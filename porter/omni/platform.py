@@ -37,10 +37,12 @@ class CpuOmniPlatform(OmniPlatform, CpuPlatform):
 
     @classmethod
     def get_diffusion_worker_cls(cls) -> str:
-        """The worker; its output thread is replaced on the way, since only here the class is about to be used."""
+        """The worker; what it needs on a CPU is replaced on the way, since only here it is about to be used."""
+        from porter.omni.linear import keep_weights
         from porter.omni.output_thread import install
 
         install()
+        keep_weights()
         return "vllm_omni.diffusion.worker.diffusion_worker.DiffusionWorker"
 
     @classmethod
