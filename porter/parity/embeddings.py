@@ -46,6 +46,9 @@ def embeddings_case(side: Side, inputs: Mapping[str, Any], tensors: dict[str, to
             changes[name] = recipe
     if "prompt_embeds" not in changes:
         return None
+    for name in parameters:  # a text that is not None by itself would stand beside the embeddings
+        if name.endswith("prompt") and f"{name}_embeds" in changes and parameters[name].default is not None:
+            changes[name] = None
     return Case(name="embeddings instead of prompts", changes=changes, omitted=texts)
 
 
