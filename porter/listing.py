@@ -117,7 +117,7 @@ def transformer_classes(tree: SourceTree) -> dict[str, Definition | SourceError]
 
 
 def _is_model(node: ast.ClassDef) -> bool:
-    return any(isinstance(base, ast.Name) and base.id == "ModelMixin" for base in node.bases)
+    return any(isinstance(base, ast.Name) and base.id.endswith("ModelMixin") for base in node.bases)
 
 
 def pipeline_rows(outcomes: Iterable[Outcome], live: dict[str, list[str]]) -> list[Row]:
