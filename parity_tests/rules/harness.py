@@ -7,8 +7,6 @@ How a rule meets its nodes follows the rewriters of models and pipelines, with e
 from __future__ import annotations
 
 import ast
-import importlib
-import pkgutil
 import subprocess
 import textwrap
 from collections.abc import Callable
@@ -19,11 +17,11 @@ from typing import Any
 import libcst as cst
 from ruff.__main__ import find_ruff_bin
 
-import porter.rules
 from porter.emit.hooks import post_process_text, pre_process_text
 from porter.facts.attention import is_attention_module, sizes
 from porter.facts.attention import method as ast_method
 from porter.facts.pipeline import CALLBACKS, IP_ADAPTER, PipelineFacts, pipeline_facts
+from porter.review.steps import rules
 from porter.rules.build import module_facts
 from porter.rules.engine import Context, Rule, method, parameters, walk, with_method
 from porter.rules.fold import NOT_NONE
@@ -126,15 +124,8 @@ class Example:
 
 
 def rule_types() -> list[type[Rule]]:
-    """All rules, found by importing every module below ``porter.rules``, sorted by name."""
-    for found in pkgutil.walk_packages(porter.rules.__path__, porter.rules.__name__ + "."):
-        importlib.import_module(found.name)
-    rules: list[type[Rule]] = []
-    queue = [Rule]
-    while queue:
-        queue += (subclasses := queue.pop().__subclasses__())
-        rules += subclasses
-    return sorted(rules, key=lambda rule: rule.name)
+    """All rules, sorted by name."""
+    return [rule for _, rule in sorted(rules().items())]
 
 
 def plain(text: str) -> str:
