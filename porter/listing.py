@@ -17,7 +17,8 @@ from porter.facts.pipeline import TRANSFORMERS, pipeline_facts
 from porter.source import Definition, SourceError, SourceTree
 from porter.targets import Target
 
-RESULTS = Path(porter.__file__).parent / "parity" / "data" / "results.json"
+DATA = Path(porter.__file__).parent / "parity" / "data"
+RESULTS, MODEL_RESULTS = DATA / "results.json", DATA / "model_results.json"
 NOT_TESTED = "not tested"
 BASE = "DiffusionPipeline"
 
@@ -46,14 +47,25 @@ class Row:
 
 
 def live_pipelines(tree: SourceTree, cache: Cache | None = None) -> dict[str, list[str]]:
-    """Pipelines that diffusers maintains and that have a transformer, each with its transformer classes.
+    """Pipelines that diffusers maintains and that have a transformer, each with its transformer classes."""
+    return {name: models or [] for name, models in _maintained(tree, cache).items() if models != []}
 
-    Left out are what stands below ``pipelines/deprecated`` and classes that state a ``_last_supported_version``.
+
+def other_pipelines(tree: SourceTree, cache: Cache | None = None) -> list[str]:
+    """Pipelines that diffusers maintains and whose denoiser is no transformer (a UNet, mostly)."""
+    return [name for name, models in _maintained(tree, cache).items() if models == []]
+
+
+def _maintained(tree: SourceTree, cache: Cache | None) -> dict[str, list[str] | None]:
+    """Pipelines with their transformer classes; None for those in a source that does not parse.
+
+    Left out are what stands below ``pipelines/deprecated``, classes that state a ``_last_supported_version``, and those
+    that cannot be called.
     """
-    kept = cache.read("live") if cache is not None else None
+    kept = cache.read("maintained") if cache is not None else None
     if kept is not None:
         return kept
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[str] | None] = {}
     for name in tree.pipelines():
         try:
             definition = tree.find_pipeline(name)
@@ -61,14 +73,20 @@ def live_pipelines(tree: SourceTree, cache: Cache | None = None) -> dict[str, li
                 continue
             components = pipeline_facts(tree, definition).components
         except SourceError:
-            found[name] = []  # a source does not parse; converting it says which
+            found[name] = None  # converting it says which
             continue
         models = [model.name for component in components for model in component.converted]
-        if models:
+        if models or _is_called(definition):
             found[name] = list(dict.fromkeys(models))
     if cache is not None:
-        cache.write("live", found)
+        cache.write("maintained", found)
     return found
+
+
+def _is_called(definition: Definition) -> bool:
+    assert isinstance(definition.node, ast.ClassDef)
+    methods = {item.name for item in definition.node.body if isinstance(item, ast.FunctionDef)}
+    return {"__init__", "__call__"} <= methods
 
 
 def find_pipeline(tree: SourceTree, name: str) -> Definition:
@@ -171,9 +189,11 @@ def _model_row(tree: SourceTree, target: Target, name: str, definition: Definiti
 
 def parity_results() -> dict[str, Any]:
     """The committed results, ``{name: {"verdict": …}}`` of pipelines and models; empty if there are none."""
-    if not RESULTS.is_file():
-        return {}
-    return json.loads(RESULTS.read_text("utf-8"))
+    pipelines, models = (json.loads(f.read_text("utf-8")) if f.is_file() else {} for f in (RESULTS, MODEL_RESULTS))
+    tallies = {name: result["float32"] for name, result in models.items() if result.get("float32", {}).get("compared")}
+    return pipelines | {
+        name: {"verdict": "differs" if tally["failing"] else "parity"} for name, tally in tallies.items()
+    }
 
 
 def _verdict(result: dict[str, Any] | None) -> str:

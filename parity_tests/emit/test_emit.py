@@ -512,3 +512,11 @@ def test_braces_in_a_processing_call_stay(tmp_path):
     tree = ast.parse(post_process_text("example", "ExamplePipeline", hook))
     [call] = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith(".postprocess")]
     assert ast.unparse(call) == "image_processor.postprocess(output, output_type=output_type, options={'a': '{}'})"
+
+
+def test_an_output_that_is_an_expression_goes_by_the_name_of_its_field():
+    hook = PostProcess(default='"pil"')
+    hook.outputs = [("sequences", "tokens.to(device=device)"), ("texts", "texts")]
+    text = post_process_text("example", "ExamplePipeline", hook)
+    ast.parse(text)
+    assert "sequences, texts = output" in text and '"sequences": sequences' in text

@@ -16,7 +16,7 @@ def list_(source: Source = None, jobs: Jobs = 0, json: Json = False, quiet: Quie
 
     from porter.batch import convert_batch
     from porter.cache import Cache
-    from porter.listing import live_pipelines, model_rows, pipeline_rows
+    from porter.listing import live_pipelines, model_rows, other_pipelines, pipeline_rows
     from porter.source import SourceError, SourceTree
     from porter.targets import get_target
 
@@ -24,16 +24,19 @@ def list_(source: Source = None, jobs: Jobs = 0, json: Json = False, quiet: Quie
         tree = SourceTree(source)
         cache = Cache(tree.root, "porter")
         live = live_pipelines(tree, cache)
-        with progress_bar(len(live), "reading", quiet) as progress:
-            outcomes = convert_batch(live, tree, "porter", processes(jobs), cache, progress)
-        pipelines = pipeline_rows(outcomes, live)
+        others = other_pipelines(tree, cache)
+        with progress_bar(len(live) + len(others), "reading", quiet) as progress:
+            outcomes = convert_batch([*live, *others], tree, "porter", processes(jobs), cache, progress)
+        rows = pipeline_rows(outcomes, live)
+        pipelines, without = rows[: len(live)], rows[len(live) :]
         models = model_rows(tree, get_target("porter"), live, cache)
     if json:
-        rows = {"pipelines": [asdict(row) for row in pipelines], "models": [asdict(row) for row in models]}
-        print_json({"diffusers": tree.version, **rows})
+        tables = {"pipelines": pipelines, "models": models, "others": without}
+        print_json({"diffusers": tree.version, **{key: [asdict(row) for row in rows] for key, rows in tables.items()}})
         return
-    _table(f"Pipelines of diffusers {tree.version}", pipelines)
+    _table(f"Pipelines of diffusers {tree.version} with a transformer", pipelines)
     _table("Transformers", models)
+    _table("Pipelines without a transformer", without)
 
 
 def _table(title: str, rows: list[Row]) -> None:

@@ -14,7 +14,9 @@ def post_process_text(stem: str, pipeline: str, hook: PostProcess) -> str:
     """Text of ``get_<stem>_post_process_func``."""
     variables = [variable for _, variable in hook.outputs]
     several = len(hook.outputs) > 1
-    raw = {variable: variable if several else "output" for variable in variables}
+    # What is returned may be an expression of the forward; here it goes by the name of its field.
+    local = {variable: variable if variable.isidentifier() else field for field, variable in hook.outputs}
+    raw = {variable: local[variable] if several else "output" for variable in variables}
     processed = {v: _call(*hook.calls[v], raw[v]) if v in hook.calls else raw[v] for v in variables}
     return fill(
         "post_process.py.j2",
@@ -25,7 +27,7 @@ def post_process_text(stem: str, pipeline: str, hook: PostProcess) -> str:
         calls=hook.calls,
         default=hook.default,
         untouched=hook.untouched,
-        unpack=", ".join(variables) if several else "",
+        unpack=", ".join(local[variable] for variable in variables) if several else "",
         result="output" if several else _result(hook, raw),
         processed=_result(hook, processed) if hook.outputs else "output",
     )
