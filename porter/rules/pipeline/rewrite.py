@@ -103,7 +103,7 @@ class PipelineRewriter:
         [constructor], [forward] = ported.pop("__init__"), ported.pop("__call__")
         rest = [function for functions in ported.values() for function in functions]
         body = [*kept, *head, constructor, *rest, forward, *self._load_weights(ctx)]
-        ctx.dropped.extend(n for n in self.facts.dropped if n != "return_dict" and n not in ctx.dropped)
+        ctx.dropped.extend(n for n in self.facts.dropped if n not in ctx.dropped)
         node = node.with_changes(bases=self._bases(ctx, node), decorators=[], body=node.body.with_changes(body=body))
         ctx.record("port-class", node)
         return node
