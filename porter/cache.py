@@ -20,7 +20,7 @@ import platformdirs
 import porter
 
 # What a conversion reads besides the sources.
-OWN_CODE = ("port.py", "batch.py", "listing.py", "source", "facts", "rules", "emit", "targets")
+OWN_CODE = ("port.py", "model_port.py", "batch.py", "listing.py", "source", "facts", "rules", "emit", "targets")
 KEPT_STATES = 4
 
 

@@ -13,7 +13,7 @@ import porter
 from porter.batch import Outcome
 from porter.cache import Cache
 from porter.emit.names import model_stem
-from porter.facts.pipeline import TRANSFORMERS, pipeline_facts
+from porter.facts.pipeline import TRANSFORMERS, derives_from_model, is_called, pipeline_facts
 from porter.source import Definition, SourceError, SourceTree
 from porter.targets import Target
 
@@ -76,17 +76,11 @@ def _maintained(tree: SourceTree, cache: Cache | None) -> dict[str, list[str] | 
             found[name] = None  # converting it says which
             continue
         models = [model.name for component in components for model in component.converted]
-        if models or _is_called(definition):
+        if models or is_called(definition):
             found[name] = list(dict.fromkeys(models))
     if cache is not None:
         cache.write("maintained", found)
     return found
-
-
-def _is_called(definition: Definition) -> bool:
-    assert isinstance(definition.node, ast.ClassDef)
-    methods = {item.name for item in definition.node.body if isinstance(item, ast.FunctionDef)}
-    return {"__init__", "__call__"} <= methods
 
 
 def find_pipeline(tree: SourceTree, name: str) -> Definition:
@@ -129,13 +123,13 @@ def transformer_classes(tree: SourceTree) -> dict[str, Definition | SourceError]
             except SourceError as error:
                 found[name] = error
                 continue
-            if definition is not None and isinstance(definition.node, ast.ClassDef) and _is_model(definition.node):
+            if (
+                definition is not None
+                and isinstance(definition.node, ast.ClassDef)
+                and derives_from_model(definition.node)
+            ):
                 found[name] = definition
     return found
-
-
-def _is_model(node: ast.ClassDef) -> bool:
-    return any(isinstance(base, ast.Name) and base.id.endswith("ModelMixin") for base in node.bases)
 
 
 def pipeline_rows(outcomes: Iterable[Outcome], live: dict[str, list[str]]) -> list[Row]:
@@ -173,14 +167,12 @@ def model_rows(tree: SourceTree, target: Target, live: dict[str, list[str]], cac
 def _model_row(tree: SourceTree, target: Target, name: str, definition: Definition | SourceError) -> Row:
     if isinstance(definition, SourceError):
         return Row(name, "", False, error=str(definition))
-    from porter.emit.module import render
-    from porter.rules.build import Builder
-    from porter.rules.model.rewrite import ModelRewriter
+    from porter.model_port import build_model
 
     family = model_stem(definition.name)
     try:
-        built = Builder(tree, target.symbols, ModelRewriter()).build([definition])
-        ast.parse(render(built, tree, target))
+        text, built = build_model(tree, target, definition)
+        ast.parse(text)
     except Exception as error:
         return Row(definition.name, family, False, error=" ".join(f"{type(error).__name__}: {error}".split()))
     affects = any(entry.affects_results for entry in built.residue)

@@ -13,8 +13,8 @@ from typing import Any
 from porter.emit.module import render
 from porter.emit.names import model_stem
 from porter.emit.write import write_files
-from porter.facts.pipeline import CONTROLNETS, TRANSFORMERS
-from porter.rules.build import Builder
+from porter.facts.pipeline import CONTROLNETS, TRANSFORMERS, derives_from_model
+from porter.rules.build import Builder, PortedFile
 from porter.rules.engine import Residue
 from porter.rules.model.rewrite import ModelRewriter
 from porter.source import Definition, SourceError, SourceTree
@@ -50,8 +50,7 @@ def model_names(tree: SourceTree) -> list[str]:
 def is_model(tree: SourceTree, name: str) -> bool:
     """Whether a class is a model of its own: one that has weights and a configuration to load."""
     node = find_model(tree, name).node
-    bases = [ast.unparse(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
-    return any(base in ("ModelMixin", "LegacyModelMixin") for base in bases)
+    return isinstance(node, ast.ClassDef) and derives_from_model(node)
 
 
 def find_model(tree: SourceTree, name: str) -> Definition:
@@ -78,9 +77,17 @@ def port_model(tree: SourceTree, target: Target, name: str) -> ModelPort:
         SourceError: there is no such class, or its source does not parse.
     """
     definition = find_model(tree, name)
-    built = Builder(tree, target.symbols, ModelRewriter()).build([definition])
+    text, built = build_model(tree, target, definition)
     stem = f"{model_stem(definition.name)}_transformer"
-    return ModelPort(definition.name, stem, render(built, tree, target), built.residue, built.applied)
+    return ModelPort(definition.name, stem, text, built.residue, built.applied)
+
+
+def build_model(
+    tree: SourceTree, target: Target, definition: Definition, record: bool = False
+) -> tuple[str, PortedFile]:
+    """The file of one model class, as text and as what it was made of; ``record`` as for :class:`Builder`."""
+    built = Builder(tree, target.symbols, ModelRewriter(), record=record).build([definition])
+    return render(built, tree, target), built
 
 
 def write_models(folder: Path, ports: list[ModelPort]) -> dict[str, Path]:

@@ -13,10 +13,10 @@ from porter.emit.module import render
 from porter.emit.names import family, pipeline_stem, transformer_stem
 from porter.emit.templates import fill
 from porter.emit.write import OutputError, check_folder, write_ports
-from porter.facts.pipeline import PipelineFacts, pipeline_facts
+from porter.facts.pipeline import PipelineFacts, is_called, pipeline_facts
+from porter.model_port import build_model
 from porter.rules.build import SUPPORT, Builder, PortedFile
 from porter.rules.engine import Residue
-from porter.rules.model.rewrite import ModelRewriter
 from porter.rules.pipeline.rewrite import PipelineRewriter
 from porter.source import Definition, SourceError, SourceTree
 from porter.targets import Target, get_target
@@ -84,8 +84,7 @@ class Converter:
         """
         definition = self.tree.find_pipeline(name)
         facts = pipeline_facts(self.tree, definition)
-        methods = {getattr(item, "name", "") for item in getattr(definition.node, "body", [])}
-        if not {"__init__", "__call__"} <= methods:
+        if not is_called(definition):
             raise SourceError(
                 f"{facts.name} is a class of {definition.module.name}, not a pipeline that can be called."
             )
@@ -126,8 +125,7 @@ class Converter:
     def _model(self, definition: Definition) -> tuple[str, PortedFile]:
         key = f"{definition.module.name}.{definition.name}"
         if key not in self._models:
-            built = Builder(self.tree, self.target.symbols, ModelRewriter(), record=self._record).build([definition])
-            self._models[key] = (render(built, self.tree, self.target), built)
+            self._models[key] = build_model(self.tree, self.target, definition, self._record)
         return self._models[key]
 
     def _family(self, facts: PipelineFacts) -> str:

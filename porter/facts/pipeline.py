@@ -81,6 +81,17 @@ class PipelineFacts:
         return next((p.default for p in self.parameters if p.name == name), None)
 
 
+def is_called(definition: Definition) -> bool:
+    """Whether a class has what a pipeline is run by: a constructor and ``__call__`` of its own."""
+    body = getattr(definition.node, "body", [])
+    return {"__init__", "__call__"} <= {item.name for item in body if isinstance(item, ast.FunctionDef)}
+
+
+def derives_from_model(node: ast.ClassDef) -> bool:
+    """Whether a class is a model of its own, with weights and a configuration: its base is a ``ModelMixin``."""
+    return any(isinstance(base, ast.Name) and base.id.endswith("ModelMixin") for base in node.bases)
+
+
 def pipeline_facts(tree: SourceTree, definition: Definition) -> PipelineFacts:
     """Read the facts of a pipeline class."""
     node = definition.node
