@@ -31,8 +31,9 @@ def diff(
     if html is not None and html.is_dir():
         raise Failure(f"--html {html} is a folder; name a file")
     with bad_input(SourceError, ValueError):
-        find_pipeline(SourceTree(source), name.removeprefix("diffusers."))
-        found = diff_pipeline(name, target, source)
+        tree = SourceTree(source)
+        find_pipeline(tree, name.removeprefix("diffusers."))
+        found = diff_pipeline(name, tree, target)
     if html is not None:
         from porter.review.html import write
 

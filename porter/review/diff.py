@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, computed_field
 
 from porter.emit.format import formatted
 from porter.port import Converter, Port
@@ -31,8 +31,6 @@ class Hunk(BaseModel):
         before: lines of diffusers.
         after: lines of the port.
         steps: rules, steps of the rewriting or templates that made the difference, in order.
-        safety: the gravest class of these: surface, same arithmetic, changed arithmetic.
-        why: a line for each of the steps.
     """
 
     file: str
@@ -43,8 +41,18 @@ class Hunk(BaseModel):
     before: list[str]
     after: list[str]
     steps: list[str]
-    safety: str
-    why: list[str]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def safety(self) -> str:
+        """The gravest class of the steps: surface, same arithmetic, changed arithmetic."""
+        return safety_of(self.steps)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def why(self) -> list[str]:
+        """A line for each of the steps."""
+        return explain(self.steps)
 
 
 class PortDiff(BaseModel):
@@ -66,13 +74,12 @@ class PortDiff(BaseModel):
         return [hunk for hunk in self.hunks if not hunk.steps]
 
 
-def diff_pipeline(name: str, target: str = "porter", source: str | Path | None = None) -> PortDiff:
-    """Convert a pipeline in memory and compare it with its source.
+def diff_pipeline(name: str, tree: SourceTree, target: str = "porter") -> PortDiff:
+    """Convert a pipeline of ``tree`` in memory and compare it with its source.
 
     Raises:
         SourceError: as :func:`porter.convert`.
     """
-    tree = SourceTree(source)
     port = Converter(tree, get_target(target), record=True).port(name)
     hunks = diff_port(port, formatted(port.texts))
     return PortDiff(pipeline=port.name, diffusers=tree.version, target=target, hunks=hunks)
@@ -125,8 +132,6 @@ def _file(file: str, lines: list[str], built: PortedFile) -> Iterator[Hunk]:
                 before=list(change.before),
                 after=list(change.after),
                 steps=list(change.steps),
-                safety=safety_of(change.steps),
-                why=explain(change.steps),
             )
     yield from _left_out(file, len(lines), built)
 
@@ -137,7 +142,6 @@ def _left_out(file: str, end: int, built: PortedFile) -> Iterator[Hunk]:
     module = built.sources[0]
     for name, definition in module.definitions.items():
         if (module.name, name) not in taken and name not in module.guarded:
-            steps = ["not-needed"]
             yield Hunk(
                 file=file,
                 line=end,
@@ -146,9 +150,7 @@ def _left_out(file: str, end: int, built: PortedFile) -> Iterator[Hunk]:
                 source_line=definition.first_line,
                 before=definition.code.rstrip("\n").split("\n"),
                 after=[],
-                steps=steps,
-                safety=safety_of(steps),
-                why=explain(steps),
+                steps=["not-needed"],
             )
 
 
@@ -158,8 +160,7 @@ def _written_whole(file: str, lines: list[str]) -> list[Hunk]:
 
 
 def _hunk(file: str, line: int, name: str, after: list[str], steps: list[str]) -> Hunk:
-    safety, why = safety_of(steps), explain(steps)
-    return Hunk(file=file, line=line, name=name, before=[], after=after, steps=steps, safety=safety, why=why)
+    return Hunk(file=file, line=line, name=name, before=[], after=after, steps=steps)
 
 
 def _template(name: str, node: Node) -> str:

@@ -102,11 +102,12 @@ def explain_line(place: str, source: str | Path | None = None) -> str:
         raise UnknownSubject(f"{path} stands below no registry.py, so it is no port that porter wrote")
     relative = file.relative_to(models).as_posix()
     target = "vllm-omni" if "from vllm_omni." in "\n".join(lines) else "porter"
+    tree = SourceTree(source)
     for name, entry in read_registry(models)["_DIFFUSION_MODELS"].items():
         family = entry[0] if isinstance(entry, tuple) else ""
         if relative.split("/")[0] not in (family, "examples"):
             continue
-        hunks = [hunk for hunk in diff_pipeline(name, target, source).hunks if hunk.file == relative]
+        hunks = [hunk for hunk in diff_pipeline(name, tree, target).hunks if hunk.file == relative]
         if hunks:
             return _of_line(place, lines[line - 1], [h for h in hunks if h.line <= line < h.line + len(h.after)])
     raise UnknownSubject(f"no pipeline of {models / 'registry.py'} writes {relative}")
