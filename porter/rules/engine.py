@@ -19,6 +19,7 @@ from porter.rules.history import Recorder
 from porter.rules.trees import code as code
 from porter.rules.trees import identifiers as identifiers
 from porter.rules.trees import names_in as names_in
+from porter.rules.trees import names_read as names_read
 from porter.rules.trees import nodes as nodes
 from porter.rules.trees import rename as rename
 from porter.rules.trees import to_ast as to_ast

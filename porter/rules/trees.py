@@ -147,23 +147,32 @@ def names_in(node: cst.CSTNode) -> tuple[str, ...]:
     return tuple(name for name in found if name not in CONSTANTS)
 
 
+@lru_cache(maxsize=512)
+def names_read(node: cst.CSTNode) -> frozenset[str]:
+    """Variables read anywhere in ``node``."""
+    found = (n for n in ast.walk(to_ast(node)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
+    return frozenset(n.id for n in found)
+
+
 @lru_cache(maxsize=1024)
 def identifiers(node: cst.CSTNode) -> frozenset[str]:
     """All identifiers anywhere in ``node``, whatever they stand for."""
     return frozenset(found.value for found in nodes(node, cst.Name))
 
 
-class _Rename(cst.CSTTransformer):
-    """Puts an expression in the place of a variable (attribute names and keywords are left)."""
-
-    def __init__(self, old: str, new: str) -> None:
-        self.old, self.new = old, cst.parse_expression(new)
+class Substitution(cst.CSTTransformer):
+    """Puts something in the place of variables; subclasses say what, in ``leave_Name``. Members and keywords stay."""
 
     def leave_Attribute(self, original: cst.Attribute, updated: cst.Attribute) -> cst.Attribute:
         return updated if updated.attr is original.attr else updated.with_changes(attr=original.attr)
 
     def leave_Arg(self, original: cst.Arg, updated: cst.Arg) -> cst.Arg:
         return updated if updated.keyword is original.keyword else updated.with_changes(keyword=original.keyword)
+
+
+class _Rename(Substitution):
+    def __init__(self, old: str, new: str) -> None:
+        self.old, self.new = old, cst.parse_expression(new)
 
     def leave_Name(self, original: cst.Name, updated: cst.Name) -> cst.BaseExpression:
         return self.new.deep_clone() if updated.value == self.old else updated

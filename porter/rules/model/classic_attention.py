@@ -16,14 +16,16 @@ from porter.rules.engine import (
     code,
     method,
     names_in,
+    names_read,
     parameters,
     visit,
     with_method,
 )
 from porter.rules.fold import NOT_NONE, UNKNOWN, Facts, bindings, dotted, fold, fold_function, only
-from porter.rules.model.dead import RaiseOnNone, WithoutUnitFactors, names_read, without_dead
+from porter.rules.model.dead import RaiseOnNone, WithoutUnitFactors, without_dead
 from porter.rules.model.mixins import METHODS
 from porter.rules.model.processors import FoldProcessor
+from porter.rules.trees import Substitution
 from porter.source import Definition
 
 MODULE = "diffusers.models.attention_processor"
@@ -233,7 +235,7 @@ def _classic_source(ctx: Context) -> cst.ClassDef:
     return ctx.tree.cache["classic"]
 
 
-class _Substitute(cst.CSTTransformer):
+class _Substitute(Substitution):
     """Puts constants in the place of parameters that are read."""
 
     def __init__(self, constants: dict[str, Any]) -> None:
@@ -241,12 +243,6 @@ class _Substitute(cst.CSTTransformer):
 
     def visit_Parameters(self, node: cst.Parameters) -> bool:
         return False
-
-    def leave_Attribute(self, original: cst.Attribute, updated: cst.Attribute) -> cst.Attribute:
-        return updated if updated.attr is original.attr else updated.with_changes(attr=original.attr)
-
-    def leave_Arg(self, original: cst.Arg, updated: cst.Arg) -> cst.Arg:
-        return updated if updated.keyword is original.keyword else updated.with_changes(keyword=original.keyword)
 
     def leave_AssignTarget(self, original: cst.AssignTarget, updated: cst.AssignTarget) -> cst.AssignTarget:
         return original

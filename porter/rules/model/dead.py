@@ -7,15 +7,11 @@ from typing import Any
 
 import libcst as cst
 
-from porter.rules.engine import code, to_ast, visit
+from porter.rules.engine import code, names_read, to_ast, visit
 from porter.rules.fold import dotted, only
 
 # Calls without effect whose result a removed branch read.
 PURE_CALLS = frozenset({"torch.is_grad_enabled"})
-
-
-def names_read(node: cst.CSTNode) -> set[str]:
-    return {n.id for n in ast.walk(to_ast(node)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
 
 
 def without_dead(before: cst.FunctionDef, after: cst.FunctionDef) -> cst.FunctionDef:
@@ -36,7 +32,7 @@ def without_dead(before: cst.FunctionDef, after: cst.FunctionDef) -> cst.Functio
 
 
 class _RemoveAssignments(cst.CSTTransformer):
-    def __init__(self, names: set[str]) -> None:
+    def __init__(self, names: frozenset[str]) -> None:
         self.names = names
 
     def leave_SimpleStatementLine(self, original: cst.SimpleStatementLine, updated: cst.SimpleStatementLine) -> Any:

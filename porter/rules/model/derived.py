@@ -7,7 +7,7 @@ from typing import Any
 
 import libcst as cst
 
-from porter.rules.engine import SURFACE, Context, Rule, code, rename, to_ast
+from porter.rules.engine import SURFACE, Context, Rule, code, rename, to_ast, visit
 from porter.rules.fold import dotted
 from porter.rules.model.classic_attention import MODULE
 from porter.rules.model.mixins import METHODS
@@ -84,7 +84,7 @@ class DerivedAttention(Rule):
         if skipping in code(updated.body) and not _uses_methods(ctx, updated):
             ctx.imports["nn"] = ("torch", "nn")
             base = "nn.Module"
-            node: Any = updated.visit(_ReplaceCall(skipping, "super().__init__()"))
+            node: Any = visit(updated, _ReplaceCall(skipping, "super().__init__()"))
         else:
             ctx.report(
                 ctx.definition.first_line if ctx.definition else 1, f"{updated.name.value} derives from Attention"

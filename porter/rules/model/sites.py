@@ -8,7 +8,7 @@ from typing import Any
 import libcst as cst
 
 from porter.facts.attention import CLASSIC, ProcessorPlan, constant_parameters, is_attention_module, processor_plan
-from porter.rules.engine import SURFACE, Context, Rule, arguments, code, identifiers, make_call, to_ast, visit
+from porter.rules.engine import SURFACE, Context, Rule, arguments, code, identifiers, make_call, names_read, visit
 from porter.rules.fold import bindings, dotted, only
 from porter.rules.model.classic_attention import (
     DEFAULT_PROCESSOR,
@@ -153,7 +153,7 @@ class AttentionSites(Rule):
         if "processor" not in identifiers(updated.body):
             return updated
         # `processor = P()` above constructions that no longer take it
-        return updated if _reads_processor(updated) else visit(updated, _WithoutProcessor())
+        return updated if "processor" in names_read(updated.body) else visit(updated, _WithoutProcessor())
 
     def leave_Call(self, ctx: Context, original: cst.Call, updated: cst.Call) -> Any:
         name = dotted(updated.func)
@@ -239,11 +239,6 @@ class AttentionSites(Rule):
         if isinstance(node, cst.Call) and not node.args and isinstance(node.func, cst.Name):
             return ctx.tree.resolve(ctx.module.name, node.func.value)
         return None
-
-
-def _reads_processor(function: cst.FunctionDef) -> bool:
-    named = [n for n in ast.walk(to_ast(function.body)) if isinstance(n, ast.Name) and n.id == "processor"]
-    return any(isinstance(n.ctx, ast.Load) for n in named)
 
 
 class _WithoutProcessor(cst.CSTTransformer):
