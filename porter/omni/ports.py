@@ -93,7 +93,7 @@ def _converted(name: str) -> Path:
         return folder
     [outcome] = convert_batch([name], _tree(), TARGET, cache=_cache())
     _check(outcome)
-    _place(folder, lambda staging: write_ports(staging, [outcome]))
+    write_ports(folder, [outcome])  # the registry comes last, so a folder that has one is whole
     logger.info("porter: %s was converted from diffusers %s; the code is in %s", name, _tree().version, folder)
     return folder
 

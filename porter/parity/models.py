@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from packaging.version import Version
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
@@ -20,7 +18,7 @@ from porter.parity.compare import StageResult, compare_events, largest_differenc
 from porter.parity.flatten import clone_tree, flatten
 from porter.parity.locate import Location, locate
 from porter.parity.model_spec import decode_calls
-from porter.parity.sides import small_areas
+from porter.parity.sides import align_module, dtype_argument, small_areas
 from porter.parity.weight_check import WeightReport, compare_tensors
 from porter.parity.weights import refill
 
@@ -148,7 +146,7 @@ def _check(
         if error is not None:
             report.error = f"the port does not load: {_describe(error)}"
             return report, original, port
-    _align(port)
+    align_module(port)
     report.weights = compare_tensors(original.state_dict(), port.state_dict(), _packing(port))
     if reported is not None:
         report.unreported = sorted(port.state_dict().keys() - set(reported) - _tied(port, set(reported)))
@@ -192,10 +190,8 @@ def _original(cls: Any, config: Mapping[str, Any], kind: torch.dtype, seed: int,
     made: Any = random_original(cls, config, seed)
     save_file({name: tensor.contiguous().clone() for name, tensor in made.state_dict().items()}, folder / WEIGHTS)
     made.save_config(str(folder))
-    # torch_dtype became dtype in 0.42.
-    keyword = "torch_dtype" if Version(diffusers.__version__) < Version("0.42") else "dtype"
-    loaded = type(made).from_pretrained(str(folder), **{keyword: kind}).eval()
-    _align(loaded)
+    loaded = type(made).from_pretrained(str(folder), **dtype_argument(kind)).eval()
+    align_module(loaded)
     return loaded
 
 
@@ -207,12 +203,6 @@ def _build(build_port: Callable[[], torch.nn.Module], kind: torch.dtype) -> torc
         return build_port().eval()
     finally:
         torch.set_default_dtype(before)
-
-
-def _align(module: torch.nn.Module) -> None:
-    """Copy all weights to memory of their own: kernels take other paths for tensors at odd places of a mapped file."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.clone()
 
 
 def _attempt(action: Callable[[], Any]) -> tuple[Any, Exception | None]:

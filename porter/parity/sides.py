@@ -53,9 +53,7 @@ class Reference:
     def __init__(self, checkpoint: Path, device: str, dtype: torch.dtype) -> None:
         import diffusers
 
-        # torch_dtype became dtype in 0.42.
-        keyword = "torch_dtype" if Version(diffusers.__version__) < Version("0.42") else "dtype"
-        self.pipeline = diffusers.DiffusionPipeline.from_pretrained(str(checkpoint), **{keyword: dtype})
+        self.pipeline = diffusers.DiffusionPipeline.from_pretrained(str(checkpoint), **dtype_argument(dtype))
         self.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         align(self.pipeline)
@@ -124,8 +122,20 @@ def align(pipeline: Any) -> None:
     storage, and the last bits differ.
     """
     for module in neural_components(pipeline).values():
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.data = tensor.data.clone()
+        align_module(module)
+
+
+def align_module(module: torch.nn.Module) -> None:
+    """As :func:`align`, for one module."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
+
+
+def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The argument by which ``from_pretrained`` of the installed diffusers takes a dtype; its name changed in 0.42."""
+    import diffusers
+
+    return {"torch_dtype" if Version(diffusers.__version__) < Version("0.42") else "dtype": dtype}
 
 
 def rejection(error: BaseException | None) -> str:
