@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from pathlib import Path
@@ -71,7 +70,7 @@ def run(
     hush_libraries()
     with bad_input(PorterRuntimeError):
         omni = Omni(model=model, models_dir=models_dir, device=device, dtype=dtype)
-    takes = [name for name in inspect.signature(omni.pipeline.forward).parameters if name != "req"]
+    takes = list(omni.parameters)
     given: dict[str, Any] = {
         "height": height,
         "width": width,
@@ -113,8 +112,7 @@ def run(
 
 def _default(omni: Any, *names: str) -> Any:
     """The default of the first of these parameters that has one."""
-    parameters = inspect.signature(omni.pipeline.forward).parameters
-    defaults = (parameters[name].default for name in names if name in parameters)
+    defaults = (omni.parameters[name].default for name in names if name in omni.parameters)
     return next((value for value in defaults if isinstance(value, int | float)), None)
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from porter.runtime.diffusion.data import AttentionConfig, DiffusionOutput, OmniDiffusionConfig
 from porter.runtime.diffusion.distributed.utils import default_device, set_local_device
 from porter.runtime.diffusion.model_loader.diffusers_loader import DiffusersPipelineLoader
+from porter.runtime.diffusion.models.interface import supports_step_execution
 from porter.runtime.diffusion.registry import ModelRegistry, ProcessFunc
 from porter.runtime.diffusion.request import OmniDiffusionRequest
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
@@ -96,6 +97,14 @@ class Omni:
     def pipeline(self) -> nn.Module:
         """The loaded pipeline."""
         return self._loaded.pipeline
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """What a request may give the pipeline, by diffusers' names, with diffusers' defaults."""
+        pipeline: Any = self.pipeline
+        function = pipeline.prepare_encode if supports_step_execution(pipeline) else pipeline.forward
+        found = inspect.signature(function).parameters
+        return {name: parameter for name, parameter in found.items() if name not in ("req", "state")}
 
     def generate(
         self,
