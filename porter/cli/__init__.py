@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command.main(given, prog_name="porter", standalone_mode=False) or 0
     except Failure as failure:
+        if failure.details:
+            print(failure.details, file=sys.stderr)
         complain(str(failure))
         return 2
     except (KeyboardInterrupt, typer.Abort):

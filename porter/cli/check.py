@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from porter.cli.common import (
+    Conflicts,
     Jobs,
     Json,
     NoCache,
     Quiet,
     Source,
     bad_input,
+    check_conflicts,
     complain,
     print_json,
     processes,
@@ -23,10 +27,11 @@ from porter.cli.common import (
 
 if TYPE_CHECKING:
     from porter.batch import Progress
+    from porter.check import CheckResult
 
 Folder = Annotated[Path, typer.Argument(metavar="[DIR]", help="folder of ports")]
 Diff = Annotated[bool, typer.Option("--diff", help="print what differs")]
-Fix = Annotated[bool, typer.Option("--fix", help="write what differs")]
+Fix = Annotated[bool, typer.Option("--fix", help="write what differs; edits by hand are kept and recorded")]
 
 
 def check(
@@ -34,12 +39,14 @@ def check(
     source: Source = None,
     diff: Diff = False,
     fix: Fix = False,
+    conflicts: Conflicts = "fail",
     jobs: Jobs = 0,
     no_cache: NoCache = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Regenerate the ports in DIR and compare: exit code 0 if they are the same, 1 if they differ, 2 on an error."""
+    check_conflicts(conflicts)
     from porter.check import check_models
     from porter.check import fix as write_fixes
     from porter.emit.write import OutputError
@@ -50,25 +57,67 @@ def check(
         def progress(total: int) -> Progress:
             return bars.enter_context(progress_bar(total, "checking", quiet or json)) or (lambda outcome: None)
 
-        result = check_models(folder, source, processes(jobs), not no_cache, progress)
-        if fix:
+        result = check_models(folder, source, processes(jobs), not no_cache, progress, conflicts)
+        if fix and not result.conflicts:
             write_fixes(result)
     if json:
-        found = [{"path": str(item.path), "kind": item.kind} for item in result.differences]
-        counts = {"pipelines": result.pipelines, "files": result.files}
-        print_json({"same": result.same, **counts, "differences": found, "errors": result.errors})
+        print_json(_told(result))
     else:
-        for item in result.differences:
-            if diff:
-                print(item.diff(), end="")
-            elif not quiet:
-                print(f"{'fixed' if fix else item.kind}: {item.path}")
-        for name, error in result.errors.items():
-            print(f"does not convert: {name}: {error}")
-        if result.same and not quiet:
-            print(f"{result.files} files of {result.pipelines} pipelines in {folder} are what porter writes")
-    if result.errors:
+        _report(result, folder, diff, fix, quiet)
+    if result.errors or result.conflicts:
         if not json:
-            complain(f"{len(result.errors)} of {result.pipelines} pipelines do not convert")
+            complain(_why(result))
         raise typer.Exit(2)
     raise typer.Exit(0 if result.same or fix else 1)
+
+
+def _told(result: CheckResult) -> dict[str, Any]:
+    edits = [
+        {"path": str(path), **dict(zip(("added", "removed"), edit.counts)), "recorded": edit.recorded}
+        for path, edit in result.edits.items()
+    ]
+    return {
+        "same": result.same,
+        "pipelines": result.pipelines,
+        "files": result.files,
+        "differences": [
+            {"path": str(item.path), "kind": item.kind, "edited": item.edited} for item in result.differences
+        ],
+        "edits": edits,
+        "conflicts": [
+            asdict(conflict) | {"file": str(models / conflict.file)}
+            for models, conflicts in result.conflicts.items()
+            for conflict in conflicts
+        ],
+        "errors": result.errors,
+    }
+
+
+def _report(result: CheckResult, folder: Path, diff: bool, fix: bool, quiet: bool) -> None:
+    for item in result.differences:
+        if diff:
+            print(item.diff(), end="")
+        elif not quiet:
+            hint = " (edited by hand: --fix keeps the edit and records it)" if item.edited and not fix else ""
+            print(f"{'fixed' if fix else item.kind}: {item.path}{hint}")
+    for path, edit in result.edits.items():
+        if not quiet and (edit.recorded or fix):
+            added, removed = edit.counts
+            print(f"edited by hand: {path} (+{added} -{removed})")
+            if diff:
+                print(edit.diff(), end="")
+    for name, error in result.errors.items():
+        print(f"does not convert: {name}: {error}")
+    for conflicts in result.conflicts.values():
+        for conflict in conflicts:
+            print(conflict, file=sys.stderr)
+    if result.same and not quiet:
+        kept = f", but for {len(result.edits)} edits by hand" if result.edits else ""
+        print(f"{result.files} files of {result.pipelines} pipelines in {folder} are what porter writes{kept}")
+
+
+def _why(result: CheckResult) -> str:
+    number = sum(map(len, result.conflicts.values()))
+    parts = [f"{len(result.errors)} of {result.pipelines} pipelines do not convert"] if result.errors else []
+    parts += [f"{number} edits by hand cannot be kept as they are (see above)"] if number else []
+    return "; ".join(parts)

@@ -30,22 +30,36 @@ ModelsDir = Annotated[
     Path | None,
     typer.Option("--models-dir", metavar="DIR", help="ports as `porter convert -o` writes them; the committed ones"),
 ]
+Conflicts = Annotated[
+    str,
+    typer.Option(
+        "--conflicts", metavar="fail|mine|porter", help="where an edit by hand and porter changed the same lines"
+    ),
+]
 
 # Wide enough for a table that nobody wraps, where the output is no terminal.
 _PIPE_WIDTH = 200
 
 
 class Failure(Exception):
-    """The question was bad: one line on stderr, exit code 2."""
+    """The question was bad: one line on stderr, exit code 2.
+
+    Attributes:
+        details: what is shown above that line.
+    """
+
+    details: str = ""
 
 
 @contextlib.contextmanager
 def bad_input(*kinds: type[Exception]) -> Iterator[None]:
-    """Exceptions of these kinds are the user's to mend."""
+    """Exceptions of these kinds are the user's to mend; those that know both sides of a conflict show them."""
     try:
         yield
     except kinds as error:
-        raise Failure(str(error)) from error
+        failure = Failure(str(error))
+        failure.details = "\n".join(str(conflict) for conflict in getattr(error, "conflicts", ()))
+        raise failure from error
 
 
 def complain(message: str) -> None:
@@ -117,6 +131,13 @@ def check_device(device: str | None) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise Failure(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
+def check_conflicts(choice: str) -> None:
+    """Refuse a word that ``--conflicts`` does not know."""
+    choices = ("fail", "mine", "porter")
+    if choice not in choices:
+        raise Failure(f"--conflicts {choice}: there are {', '.join(choices)}")
 
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from porter.cli.common import (
+    Conflicts,
     Failure,
     Jobs,
     Json,
@@ -16,6 +17,7 @@ from porter.cli.common import (
     Source,
     Verbose,
     bad_input,
+    check_conflicts,
     console,
     print_json,
     processes,
@@ -25,6 +27,7 @@ from porter.cli.common import (
 if TYPE_CHECKING:
     from porter.batch import Outcome
     from porter.cache import Cache
+    from porter.emit.edits import Plan
     from porter.source import SourceTree
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="diffusers.XPipeline or XPipeline")]
@@ -41,6 +44,7 @@ def convert(
     target: TargetName = "porter",
     source: Source = None,
     strict: Strict = False,
+    conflicts: Conflicts = "fail",
     jobs: Jobs = 0,
     no_cache: NoCache = False,
     json: Json = False,
@@ -50,6 +54,7 @@ def convert(
     """Convert pipelines and register them in DIR/registry.py."""
     if bool(names) == everything:
         raise Failure("name pipelines, or say --all" if not names else "either name pipelines or say --all, not both")
+    check_conflicts(conflicts)
     from porter.batch import convert_batch
     from porter.cache import Cache
     from porter.emit.format import FormatError
@@ -73,14 +78,18 @@ def convert(
     good = [outcome for outcome in outcomes if outcome.converted]
     with bad_input(OutputError, OSError):
         try:
-            changed = _write(output, good)
+            plan = _write(output, good, conflicts)
         except FormatError as error:
             raise Failure(f"{output / 'registry.py'}: {error}") from error
     if json:
+        edits = [
+            {"path": str(output / edit.file), "added": a, "removed": r} for edit in plan.edits for a, r in [edit.counts]
+        ]
         pipelines = [outcome.describe() for outcome in outcomes]
-        print_json({"target": target, "diffusers": tree.version, "output": str(output), "pipelines": pipelines})
+        told = {"target": target, "diffusers": tree.version, "output": str(output), "pipelines": pipelines}
+        print_json(told | {"edits": edits})
     elif not quiet:
-        _report(outcomes, output, changed, everything, verbose)
+        _report(outcomes, output, plan, everything, verbose)
     if len(good) < len(outcomes) or (strict and any(outcome.residue for outcome in good)):
         raise typer.Exit(1)
 
@@ -98,25 +107,32 @@ def _wanted(names: list[str] | None, tree: SourceTree, cache: Cache | None) -> l
     return short
 
 
-def _write(folder: Path, outcomes: list[Outcome]) -> bool:
-    """Write what is not there yet; whether there was anything."""
+def _write(folder: Path, outcomes: list[Outcome], conflicts: str) -> Plan:
+    """Write what is not there yet; what was done, edits that were kept among it."""
+    from porter.emit.edits import BASE, Plan
+    from porter.emit.overrides import override_of
     from porter.emit.write import read_registry
 
     known = read_registry(folder)["_DIFFUSION_MODELS"]
 
     def is_there(outcome: Outcome) -> bool:
-        paths = ((folder / file, text) for file, text in outcome.texts.items())
-        return outcome.name in known and all(p.is_file() and p.read_bytes() == text.encode() for p, text in paths)
+        paths = {folder / file: text for file, text in outcome.texts.items()}
+        by_hand = any(p.with_name(p.name + BASE).exists() or override_of(p).exists() for p in paths)
+        written = all(p.is_file() and p.read_bytes() == text.encode() for p, text in paths.items())
+        return outcome.name in known and written and not by_hand
 
     stale = [outcome for outcome in outcomes if not is_there(outcome)]
-    if stale:
-        from porter.emit.write import write_ports
+    if not stale:
+        return Plan()
+    from porter.emit.write import write_ports
 
-        write_ports(folder, stale)
-    return bool(stale)
+    return write_ports(folder, stale, conflicts)
 
 
-def _report(outcomes: list[Outcome], output: Path, changed: bool, everything: bool, verbose: bool) -> None:
+def _report(outcomes: list[Outcome], output: Path, plan: Plan, everything: bool, verbose: bool) -> None:
+    from porter.emit.edits import BASE
+
+    changed = bool(plan.differing)
     if everything:
         _table(outcomes, verbose)
     else:
@@ -129,6 +145,12 @@ def _report(outcomes: list[Outcome], output: Path, changed: bool, everything: bo
         print(f"{good} of {len(outcomes)} pipelines {state} {output}; {clean} without residue")
     elif good and not changed:
         print(f"up to date in {output}")
+    for edit in plan.edits:
+        added, removed = edit.counts
+        print(f"edit by hand kept: {output / edit.file} (+{added} -{removed})")
+    for place in plan.aside:
+        if not place.endswith(BASE):
+            print(f"what was there is now in {output / place}")
     for outcome in outcomes:
         if outcome.trace and verbose:
             print(f"{outcome.name}: {outcome.trace}")
