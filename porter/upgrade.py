@@ -241,7 +241,7 @@ def _definitions(text: str | None) -> dict[str, str]:
     if text is None:
         return {}
     found: dict[str, str] = {}
-    lines = text.splitlines()
+    lines = text.split("\n")
 
     def cut(node: ast.AST, name: str) -> None:
         decorators = getattr(node, "decorator_list", [])

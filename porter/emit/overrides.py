@@ -68,7 +68,7 @@ def _apply(place: str, override: str, text: str) -> tuple[str, list[Conflict]]:
         tree = ast.parse(override)
     except SyntaxError as error:
         return text, [Conflict(place, error.lineno or 1, f"is no Python ({error.msg})")]
-    lines = override.splitlines()
+    lines = override.split("\n")
     imports: list[str] = []
     replaced: dict[str, str] = {}
     problems: list[Conflict] = []
@@ -132,9 +132,9 @@ def _with_imports(text: str, tree: ast.Module, imports: list[str]) -> str:
     if not imports:
         return text
     ends = [node.end_lineno or node.lineno for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    lines = text.splitlines()
+    lines = text.split("\n")
     place = max(ends, default=0)
-    return "\n".join([*lines[:place], *imports, *lines[place:]]) + "\n"
+    return "\n".join([*lines[:place], *imports, *lines[place:]])
 
 
 def _replace(text: str, replaced: dict[str, str], place: str) -> str:

@@ -25,6 +25,7 @@ from porter.emit.errors import OutputError as OutputError
 from porter.emit.format import formatted
 from porter.emit.manifest import MANIFEST, digest, manifest_text, read_manifest
 from porter.emit.overrides import apply_overrides
+from porter.emit.safety import check_texts
 from porter.emit.templates import fill
 
 TABLES = ("_DIFFUSION_MODELS", "_DIFFUSION_PRE_PROCESS_FUNCS", "_DIFFUSION_POST_PROCESS_FUNCS")
@@ -168,8 +169,10 @@ def write_files(folder: Path, files: dict[str, str]) -> list[Path]:
     Raises:
         OutputError: the folder cannot be used.
         FormatError: a text is not Python; nothing was written.
+        UnsafeCode: a text does what no port may do; nothing was written.
     """
     check_folder(folder)
+    check_texts(files)
     texts = formatted(files)
     folder.mkdir(parents=True, exist_ok=True)
     _stage(folder, texts)
