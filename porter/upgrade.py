@@ -19,7 +19,7 @@ import porter
 from porter.batch import Outcome, Progress, convert_batch
 from porter.cache import Cache
 from porter.emit.write import write_ports
-from porter.listing import NOT_TESTED, live_pipelines, other_pipelines, parity_results
+from porter.listing import NOT_TESTED, live_pipelines, measured_with, other_pipelines, parity_results
 from porter.source import SourceTree
 
 PARITY = "parity"
@@ -49,8 +49,9 @@ class PortChange(BaseModel):
     Attributes:
         rules_added: rules that apply now and did not; ``rules_gone``: the other way round.
         residue_added: constructs that no rule translates now and that were not there, or were translated.
-        parity_before: verdict of the committed results.
-        parity_after: verdict of a run with the new diffusers; empty if there was none.
+        parity_before: verdict of the committed results, if they were measured with the old diffusers.
+        parity_after: verdict with the new diffusers: of a run, or of the committed results if they were measured with
+            it; empty if nobody knows.
     """
 
     name: str
@@ -64,8 +65,8 @@ class PortChange(BaseModel):
 
     @property
     def lost_parity(self) -> bool:
-        """It was at parity, and was run, and is not any more."""
-        return self.parity_before == PARITY and self.parity_after not in ("", PARITY)
+        """It is not at parity with the new diffusers, and was, or nobody knows."""
+        return self.parity_after not in ("", PARITY) and self.parity_before in (PARITY, NOT_TESTED)
 
 
 class Upgrade(BaseModel):
@@ -141,7 +142,11 @@ def compare(
         if change is None:
             found.same.append(outcome.name)
             continue
-        change.parity_before = str(verdicts.get(outcome.name, {}).get("verdict", NOT_TESTED))
+        verdict = str(verdicts.get(outcome.name, {}).get("verdict", NOT_TESTED))
+        if measured_with() == old.version:
+            change.parity_before = verdict
+        if measured_with() == new.version and verdict != NOT_TESTED:
+            change.parity_after = verdict
         found.changed.append(change)
     return found, [outcome for outcome in second if outcome.converted]
 
@@ -171,8 +176,8 @@ def attribute(found: Upgrade, new: SourceTree, progress: Progress | None = None)
 
 
 def prove(found: Upgrade, ports: list[Outcome], new: SourceTree, progress: Progress | None = None) -> None:
-    """Run the changed ports that were at parity against the new diffusers, each in a process of its own."""
-    wanted = [change for change in found.changed if change.parity_before == PARITY]
+    """Run the changed ports of which nobody knows against the new diffusers, each in a process of its own."""
+    wanted = [change for change in found.changed if not change.parity_after]
     by_name = {outcome.name: outcome for outcome in ports}
     paths = [str(new.root.parent), str(Path(porter.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}

@@ -112,10 +112,21 @@ def test_residue_that_a_port_gains_is_told(upgrade, newer):
     assert "TinyPipeline: residue + diffusers/models/transformers/transformer_tiny.py: " in result.out
 
 
-def test_parity_is_run_with_the_new_diffusers(upgrade, newer, tmp_path, monkeypatch):
-    results = tmp_path / "results.json"
-    results.write_text(json.dumps({"TinyPipeline": {"verdict": "parity"}}))
-    monkeypatch.setattr("porter.listing.RESULTS", results)
+@pytest.fixture
+def verdicts(tmp_path, monkeypatch):
+    """Committed results, measured with a version of diffusers."""
+
+    def commit(version: str, verdict: str) -> None:
+        for name, value in (("results", {"TinyPipeline": {"verdict": verdict}}), ("measured", {"diffusers": version})):
+            file = tmp_path / f"{name}.json"
+            file.write_text(json.dumps(value))
+            monkeypatch.setattr(f"porter.listing.{name.upper()}", file)
+
+    return commit
+
+
+def test_parity_is_run_with_the_new_diffusers(upgrade, newer, verdicts, monkeypatch):
+    verdicts("0.42.1", "parity")
     calls = []
 
     def run(command, **kwargs):
@@ -132,6 +143,15 @@ def test_parity_is_run_with_the_new_diffusers(upgrade, newer, tmp_path, monkeypa
     [(command, first)] = calls
     assert first == str(newer.root.parent)
     assert command[:4] == [sys.executable, "-m", "porter", "parity"]
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("parity", 0), ("differs", 1)])
+def test_what_was_measured_with_the_new_diffusers_is_known(upgrade, verdicts, verdict, code):
+    verdicts("0.43.0", verdict)
+    result = upgrade("--json")
+    assert result.code == code
+    [change] = json.loads(result.out)["changed"]
+    assert (change["parity_before"], change["parity_after"]) == ("not tested", verdict)
 
 
 def test_the_version_of_the_ports_is_where_it_starts(porter, tree, newer):

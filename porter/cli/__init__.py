@@ -15,12 +15,12 @@ from porter.cli.explain import explain
 from porter.cli.listing import list_
 from porter.cli.parity import parity
 from porter.cli.run import run
+from porter.cli.settings import defaults
 from porter.cli.upgrade import upgrade
 
 app = typer.Typer(
     name="porter",
     help="Turns diffusers pipelines into native vLLM-Omni models and proves that the two compute the same.",
-    add_completion=False,
     no_args_is_help=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     command = typer.main.get_command(app)
     try:
-        return command.main(given, prog_name="porter", standalone_mode=False) or 0
+        settings = {} if given[0].startswith("-") else defaults()
+        return command.main(given, prog_name="porter", standalone_mode=False, default_map=settings) or 0
     except Failure as failure:
         if failure.details:
             print(failure.details, file=sys.stderr)
@@ -72,5 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # whoever read our output has gone; say nothing more
         return 1
     except _UsageError as error:  # its text names the option
-        complain(error.format_message())  # type: ignore[attr-defined]
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context is not None else ""
+        complain(f"{error.format_message()}{hint}")  # type: ignore[attr-defined]
         return 2

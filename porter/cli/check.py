@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,10 +17,11 @@ from porter.cli.common import (
     NoCache,
     Quiet,
     Source,
+    Verbose,
     bad_input,
     check_conflicts,
     complain,
-    print_json,
+    describe,
     processes,
     progress_bar,
 )
@@ -28,6 +29,7 @@ from porter.cli.common import (
 if TYPE_CHECKING:
     from porter.batch import Progress
     from porter.check import CheckResult
+    from porter.cli.schema import CheckOutput
 
 Folder = Annotated[Path, typer.Argument(metavar="[DIR]", help="folder of ports")]
 Diff = Annotated[bool, typer.Option("--diff", help="print what differs")]
@@ -44,6 +46,7 @@ def check(
     no_cache: NoCache = False,
     json: Json = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Regenerate the ports in DIR and compare: exit code 0 if they are the same, 1 if they differ, 2 on an error."""
     check_conflicts(conflicts)
@@ -61,9 +64,11 @@ def check(
         if fix and not result.conflicts:
             write_fixes(result)
     if json:
-        print_json(_told(result))
+        from porter.cli.schema import print_model
+
+        print_model(_told(result))
     else:
-        _report(result, folder, diff, fix, quiet)
+        _report(result, folder, diff or verbose, fix, quiet)
     if result.errors or result.conflicts:
         if not json:
             complain(_why(result))
@@ -71,26 +76,22 @@ def check(
     raise typer.Exit(0 if result.same or fix else 1)
 
 
-def _told(result: CheckResult) -> dict[str, Any]:
-    edits = [
-        {"path": str(path), **dict(zip(("added", "removed"), edit.counts)), "recorded": edit.recorded}
-        for path, edit in result.edits.items()
-    ]
-    return {
-        "same": result.same,
-        "pipelines": result.pipelines,
-        "files": result.files,
-        "differences": [
-            {"path": str(item.path), "kind": item.kind, "edited": item.edited} for item in result.differences
-        ],
-        "edits": edits,
-        "conflicts": [
-            asdict(conflict) | {"file": str(models / conflict.file)}
+def _told(result: CheckResult) -> CheckOutput:
+    from porter.cli.schema import CheckOutput, Differing
+
+    return CheckOutput(
+        same=result.same,
+        pipelines=result.pipelines,
+        files=result.files,
+        differences=[Differing(path=str(d.path), kind=d.kind, edited=d.edited) for d in result.differences],
+        edits=[describe(path, edit) for path, edit in result.edits.items()],
+        conflicts=[
+            replace(conflict, file=str(models / conflict.file))
             for models, conflicts in result.conflicts.items()
             for conflict in conflicts
         ],
-        "errors": result.errors,
-    }
+        errors=result.errors,
+    )
 
 
 def _report(result: CheckResult, folder: Path, diff: bool, fix: bool, quiet: bool) -> None:

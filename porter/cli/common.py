@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from porter.batch import Outcome
+    from porter.cli.schema import KeptEdit
+    from porter.emit.edits import Edit
 
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print errors only")]
@@ -30,6 +31,20 @@ ModelsDir = Annotated[
     Path | None,
     typer.Option("--models-dir", metavar="DIR", help="ports as `porter convert -o` writes them; the committed ones"),
 ]
+
+
+def complete_pipeline(incomplete: str) -> list[str]:
+    """Names of pipelines, for the shell."""
+    from porter.source import SourceError, SourceTree
+
+    prefix = "diffusers." if incomplete.startswith("diffusers.") else ""
+    try:
+        names = SourceTree().pipelines()
+    except SourceError:
+        return []
+    return [prefix + name for name in names if (prefix + name).startswith(incomplete)]
+
+
 Conflicts = Annotated[
     str,
     typer.Option(
@@ -67,9 +82,12 @@ def complain(message: str) -> None:
     print(f"porter: error: {' '.join(message.split())}", file=sys.stderr)
 
 
-def print_json(value: Any) -> None:
-    """A value as indented JSON on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+def describe(path: Path, edit: Edit) -> KeptEdit:
+    """An edit by hand, for ``--json``."""
+    from porter.cli.schema import KeptEdit
+
+    added, removed = edit.counts
+    return KeptEdit(path=str(path), added=added, removed=removed, recorded=edit.recorded)
 
 
 def console() -> Console:

@@ -18,8 +18,9 @@ from porter.cli.common import (
     Verbose,
     bad_input,
     check_conflicts,
+    complete_pipeline,
     console,
-    print_json,
+    describe,
     processes,
     progress_bar,
 )
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
     from porter.emit.edits import Plan
     from porter.source import SourceTree
 
-Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="diffusers.XPipeline or XPipeline")]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="NAME…", help="diffusers.XPipeline or XPipeline", autocompletion=complete_pipeline),
+]
 All = Annotated[bool, typer.Option("--all", help="every pipeline that diffusers maintains and that has a transformer")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="folder of the ports")]
 TargetName = Annotated[str, typer.Option("--target", metavar="porter|vllm-omni", help="what the ports import")]
@@ -69,7 +73,7 @@ def convert(
         tree = SourceTree(source)
         cache = None if no_cache else Cache(tree.root, target)
         wanted = _wanted(names, tree, cache)
-    with bad_input(SourceError), progress_bar(len(wanted), "converting", quiet) as progress:
+    with bad_input(SourceError), progress_bar(len(wanted), "converting", quiet or json) as progress:
         outcomes = convert_batch(wanted, tree, target, processes(jobs), cache, progress)
     if not everything:
         for outcome in outcomes:
@@ -82,12 +86,16 @@ def convert(
         except FormatError as error:
             raise Failure(f"{output / 'registry.py'}: {error}") from error
     if json:
-        edits = [
-            {"path": str(output / edit.file), "added": a, "removed": r} for edit in plan.edits for a, r in [edit.counts]
-        ]
-        pipelines = [outcome.describe() for outcome in outcomes]
-        told = {"target": target, "diffusers": tree.version, "output": str(output), "pipelines": pipelines}
-        print_json(told | {"edits": edits})
+        from porter.cli.schema import Converted, ConvertOutput, print_model
+
+        found = ConvertOutput(
+            target=target,
+            diffusers=tree.version,
+            output=str(output),
+            pipelines=[Converted(**outcome.describe()) for outcome in outcomes],
+            edits=[describe(output / edit.file, edit) for edit in plan.edits],
+        )
+        print_model(found)
     elif not quiet:
         _report(outcomes, output, plan, everything, verbose)
     if len(good) < len(outcomes) or (strict and any(outcome.residue for outcome in good)):

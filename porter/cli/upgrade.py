@@ -75,7 +75,9 @@ def upgrade(
             prove(found, ports, new, bar(len(found.changed), "running"))
         written = _write(folder, found, ports, conflicts) if write else None
     if json:
-        print(found.model_dump_json(indent=2))
+        from porter.cli.schema import print_model
+
+        print_model(found)
     elif not quiet:
         _report(found, folder, len(names), verbose)
         if written is not None:
@@ -149,13 +151,17 @@ def _table(changes: list[PortChange]) -> None:
         lines = f"+{sum(d.added for d in change.definitions)} -{sum(d.removed for d in change.definitions)}"
         residue = f"[red]+{len(change.residue_added)}[/red]" if change.residue_added else ""
         residue += f" -{len(change.residue_gone)}" if change.residue_gone else ""
-        after = f" → {change.parity_after}" if change.parity_after else ""
-        if not after and change.parity_before == "parity":
-            after = ", to be proved again"
         style = "red" if change.lost_parity else "default"
-        table.add_row(change.name, counts, lines, residue, f"[{style}]{change.parity_before}{after}[/{style}]")
+        table.add_row(change.name, counts, lines, residue, f"[{style}]{_parity(change)}[/{style}]")
     if changes:
         console().print(table)
+
+
+def _parity(change: PortChange) -> str:
+    if change.parity_after:
+        before = f"{change.parity_before} → " if change.parity_before != "not tested" else ""
+        return before + change.parity_after
+    return "parity, to be proved again" if change.parity_before == "parity" else change.parity_before
 
 
 def _details(change: PortChange) -> None:
