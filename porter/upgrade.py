@@ -52,6 +52,7 @@ class PortChange(BaseModel):
         parity_before: verdict of the committed results, if they were measured with the old diffusers.
         parity_after: verdict with the new diffusers: of a run, or of the committed results if they were measured with
             it; empty if nobody knows.
+        reason: why a run is not at parity, in one line.
     """
 
     name: str
@@ -62,6 +63,7 @@ class PortChange(BaseModel):
     residue_gone: list[str] = []
     parity_before: str = NOT_TESTED
     parity_after: str = ""
+    reason: str = ""
 
     @property
     def lost_parity(self) -> bool:
@@ -187,9 +189,11 @@ def prove(found: Upgrade, ports: list[Outcome], new: SourceTree, progress: Progr
             command = [sys.executable, "-m", "porter", "parity", change.name, "--models-dir", scratch, "--json"]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             try:
-                change.parity_after = str(json.loads(done.stdout)["verdict"])
-            except (ValueError, KeyError):
-                change.parity_after = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+                report = json.loads(done.stdout)
+                change.parity_after, change.reason = str(report["verdict"]), " ".join(str(report["reason"]).split())
+            except (ValueError, KeyError, TypeError):
+                change.parity_after = "does not run"
+                change.reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
             if progress is not None:
                 progress(Outcome(change.name))
 

@@ -133,13 +133,13 @@ def test_parity_is_run_with_the_new_diffusers(upgrade, newer, verdicts, monkeypa
         if "parity" not in command:
             return real(command, **kwargs)
         calls.append((command, kwargs["env"]["PYTHONPATH"].split(":")[0]))
-        return subprocess.CompletedProcess(command, 1, stdout='{"verdict": "differs"}', stderr="")
+        return subprocess.CompletedProcess(command, 1, stdout='{"verdict": "differs", "reason": "far off"}', stderr="")
 
     real = subprocess.run
     assert "parity, to be proved again" in upgrade().out
     monkeypatch.setattr("porter.upgrade.subprocess.run", run)
     result = upgrade("--parity")
-    assert result.code == 1 and "parity → differs" in result.out
+    assert result.code == 1 and "parity → differs" in result.out and "TinyPipeline: differs: far off" in result.out
     [(command, first)] = calls
     assert first == str(newer.root.parent)
     assert command[:4] == [sys.executable, "-m", "porter", "parity"]

@@ -129,6 +129,9 @@ def _report(found: Upgrade, folder: Path, ports: int, verbose: bool) -> None:
         for sign, reasons in (("+", change.residue_added), ("-", change.residue_gone)):
             for reason in reasons:
                 print(f"{change.name}: residue {sign} {reason}")
+    for change in found.changed:
+        if change.reason:
+            print(f"{change.name}: {change.parity_after}: {change.reason}")
     if verbose:
         for change in found.changed:
             _details(change)
