@@ -21,19 +21,21 @@ from porter.cli.upgrade import upgrade
 app = typer.Typer(
     name="porter",
     help="Turns diffusers pipelines into native vLLM-Omni models and proves that the two compute the same.",
+    epilog="To begin with: porter convert diffusers.QwenImageEditPipeline -o out. Exit codes: 0 good, 1 the answer is "
+    "no, 2 the question was bad. Settings: [tool.porter] in pyproject.toml.",
     no_args_is_help=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("list")(list_)
-app.command("convert")(convert)
-app.command("check")(check)
-app.command("diff")(diff)
-app.command("explain")(explain)
-app.command("parity")(parity)
-app.command("run")(run)
-app.command("upgrade")(upgrade)
+app.command("list", short_help="what there is, and how it stands")(list_)
+app.command("convert", short_help="write ports of pipelines")(convert)
+app.command("check", short_help="are written ports what they should be?")(check)
+app.command("diff", short_help="diffusers against its port, with the rules")(diff)
+app.command("explain", short_help="a rule, a pipeline, or a line of a port")(explain)
+app.command("parity", short_help="do diffusers and port compute the same?")(parity)
+app.command("run", short_help="generate with a port")(run)
+app.command("upgrade", short_help="what another diffusers changes")(upgrade)
 
 # typer carries its own click, or imports one, as its version will; the base of this class is the same in both.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from porter.check import CheckResult
     from porter.cli.schema import CheckOutput
 
-Folder = Annotated[Path, typer.Argument(metavar="[DIR]", help="folder of ports")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="folder of ports")]
 Diff = Annotated[bool, typer.Option("--diff", help="print what differs")]
 Fix = Annotated[bool, typer.Option("--fix", help="write what differs; edits by hand are kept and recorded")]
 

@@ -72,7 +72,8 @@ def bad_input(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        failure = Failure(str(error))
+        told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        failure = Failure(told)
         failure.details = "\n".join(str(conflict) for conflict in getattr(error, "conflicts", ()))
         raise failure from error
 

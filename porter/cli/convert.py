@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Names = Annotated[
     list[str] | None,
-    typer.Argument(metavar="NAME…", help="diffusers.XPipeline or XPipeline", autocompletion=complete_pipeline),
+    typer.Argument(metavar="NAME", help="diffusers.XPipeline or XPipeline", autocompletion=complete_pipeline),
 ]
 All = Annotated[bool, typer.Option("--all", help="every pipeline that diffusers maintains and that has a transformer")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="folder of the ports")]
@@ -57,7 +57,11 @@ def convert(
 ) -> None:
     """Convert pipelines and register them in DIR/registry.py."""
     if bool(names) == everything:
-        raise Failure("name pipelines, or say --all" if not names else "either name pipelines or say --all, not both")
+        raise Failure(
+            "name pipelines (`porter list` shows them), or say --all"
+            if not names
+            else "either name pipelines or say --all, not both"
+        )
     check_conflicts(conflicts)
     from porter.batch import convert_batch
     from porter.cache import Cache

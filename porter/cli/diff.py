@@ -34,6 +34,8 @@ def diff(
 
     if html is not None and html.is_dir():
         raise Failure(f"--html {html} is a folder; name a file")
+    if html is not None and not html.absolute().parent.is_dir():
+        raise Failure(f"--html {html}: {html.parent} is no folder")
     with bad_input(SourceError, ValueError):
         tree = SourceTree(source)
         find_pipeline(tree, name.removeprefix("diffusers."))

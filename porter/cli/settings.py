@@ -43,12 +43,19 @@ def defaults(start: Path | None = None) -> dict[str, dict[str, Any]]:
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise Failure(f"{file}: [tool.porter] {name} must be {WORDS[kind]}")
         if name in PATHS:
-            value = os.path.relpath(os.path.join(file.parent, str(value)))
+            value = _path(file.parent, str(value))
         if isinstance(value, list):
             os.environ.setdefault("PORTER_ALLOW_IMPORTS", ",".join(map(str, value)))
         for command, parameter in commands.items():
             found.setdefault(command, {})[parameter] = value
     return found
+
+
+def _path(folder: Path, value: str) -> str:
+    """A path of the file, as seen from here; in full where it lies beside or above."""
+    path = os.path.normpath(os.path.join(folder, value))
+    near = os.path.relpath(path)
+    return path if near.startswith("..") else near
 
 
 def _find(start: Path) -> tuple[Path, Mapping[str, Any]]:

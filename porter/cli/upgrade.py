@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from porter.check import CheckResult
     from porter.upgrade import PortChange, Upgrade
 
-Folder = Annotated[Path, typer.Argument(metavar="[DIR]", help="folder of ports")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="folder of ports")]
 To = Annotated[str, typer.Option("--to", metavar="VERSION|FOLDER", help="the diffusers to go to")]
 From = Annotated[
     str | None,
