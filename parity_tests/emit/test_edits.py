@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from parity_tests.emit.test_emit import files_of
 from porter.emit.edits import BASE, Plan, plan_files
-from porter.emit.manifest import MANIFEST, read_manifest
+from porter.emit.manifest import MANIFEST
 from porter.emit.merge import regions
 from porter.emit.overrides import apply_overrides
 from porter.emit.write import EditConflict, OutputError, carry_out, reserved
@@ -164,6 +164,12 @@ def test_half_a_file_is_no_edit(models):
     assert files_of(models)[FILE] == TEXT
 
 
+def test_an_end_that_somebody_took_away_is_an_edit(models):
+    edit(models, "".join(LINES[:6]))
+    [found] = write(models, TEXT).edits
+    assert found.counts == (0, 6) and held(models) == "".join(LINES[:6])
+
+
 def test_an_edit_that_uses_what_porter_takes_away_is_refused(models):
     write(models, "import math\n\n" + TEXT)
     edit(models, "import math\n\n" + TEXT + "\nroot = math.sqrt(value_4)\n")
@@ -184,24 +190,53 @@ def test_a_file_that_no_manifest_knows_is_set_aside(models):
     assert (models / (FILE + ".orig2")).read_text() == changed(4)
 
 
-def test_an_edit_made_after_a_crash_is_not_overwritten_by_what_was_staged(models, monkeypatch):
+def crash(folder: Path, text: str, at: int, monkeypatch) -> bool:
+    """Write, killed before the move with that number: nothing is cleaned up. Whether it came to that."""
     import os
 
-    def killed(*args: object) -> None:
-        raise KeyboardInterrupt
+    real, moves = os.replace, []
+
+    def move(source: Path, place: Path) -> None:
+        if Path(source).is_relative_to(folder):  # not those of the cache
+            moves.append(place)
+            if len(moves) > at:
+                raise KeyboardInterrupt
+        real(source, place)
 
     with monkeypatch.context() as patched:
-        patched.setattr("porter.emit.write._move_in", killed)
+        patched.setattr("porter.emit.write.os.replace", move)
         patched.setattr("porter.emit.write.shutil.rmtree", lambda *args, **kwargs: None)
-        with pytest.raises(KeyboardInterrupt):
-            write(models, changed(8, by="porter"))
-    assert any(name.startswith(".porter-") for name in os.listdir(models))
+        try:
+            write(folder, text)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_crash_at_any_move_loses_no_edit(models, at, monkeypatch):
     edit(models, changed(2))
-    with reserved(models):
-        assert held(models) == changed(2)
-    assert read_manifest(models)  # still that of the generation that was edited
+    crashed = crash(models, changed(8, by="porter"), at, monkeypatch)
+    assert crashed == (at < 3)  # the file, its base, the manifest
     write(models, changed(8, by="porter"))
     assert held(models) == changed(8, by="porter", text=changed(2))
+    assert (models / (FILE + BASE)).read_text() == changed(8, by="porter")
+    assert not list(models.glob(".porter-*"))
+
+
+@pytest.mark.parametrize("at", range(3))
+@pytest.mark.parametrize("recorded", [True, False])
+def test_an_edit_made_after_a_crash_is_not_overwritten_by_what_was_staged(models, at, recorded, monkeypatch):
+    if recorded:
+        edit(models, changed(2))
+        write(models, TEXT)
+    crash(models, changed(8, by="porter"), at, monkeypatch)
+    edit(models, held(models).replace("value_5 = 5", "value_5 = 'later'"))
+    with reserved(models):
+        assert "value_5 = 'later'" in held(models)
+    write(models, changed(8, by="porter"))
+    expected = changed(8, by="porter", text=changed(2) if recorded else TEXT)
+    assert held(models) == expected.replace("value_5 = 5", "value_5 = 'later'")
 
 
 def test_an_edit_made_while_porter_writes_is_not_overwritten(models):

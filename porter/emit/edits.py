@@ -174,7 +174,7 @@ def _edited(
             plan.conflicts.append(Conflict(name, 1, reason))
             plan.files[name] = before
             return
-        if base.startswith(before):
+        if base.startswith(before) and not _whole(before):
             return  # half of what porter wrote, and nothing else
     merged, conflicts = _merge(name, base, before, text, choice)
     if choice == PORTER and any(region.conflict for region in _cut(base, before, text)):
@@ -190,6 +190,14 @@ def _edited(
     plan.edits.append(Edit(name, merged, text, recorded and base == text))
     if base != text or not recorded:
         plan.aside[name + BASE] = text
+
+
+def _whole(text: str) -> bool:
+    """Whether a text may be all that somebody wanted: it ends with a line, and it is Python."""
+    try:
+        return text.endswith("\n") and bool(ast.parse(text).body)
+    except (SyntaxError, ValueError):
+        return False
 
 
 def _free(folder: Path, name: str) -> str:
