@@ -63,17 +63,18 @@ class BrowserError(AssertionError):
 
 
 def find_browser() -> str:
-    """The path of a Chromium: ``PORTER_BROWSER``, or the first on the path.
+    """The path of a Chromium: ``PORTER_CHROMIUM``, the first on the path, or one unpacked into ``.chromium``.
 
     Raises:
         BrowserError: there is none.
     """
-    wanted = os.environ.get("PORTER_BROWSER")
-    found = next((path for name in ([wanted] if wanted else NAMES) if (path := shutil.which(name))), None)
+    wanted = os.environ.get("PORTER_CHROMIUM")
+    names = [wanted] if wanted else [*NAMES, str(Path(__file__).parent.parent / ".chromium" / "chromium")]
+    found = next((path for name in names if (path := shutil.which(name))), None)
     if found is None:
         raise BrowserError(
             f"no {wanted or 'Chromium'} found: `make browser` installs one (as root, on Debian); or name one in "
-            "PORTER_BROWSER"
+            "PORTER_CHROMIUM"
         )
     return found
 
