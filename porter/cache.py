@@ -42,7 +42,8 @@ class Cache:
 
     def __init__(self, sources: Path, target: str, folder: Path | None = None) -> None:
         state = hashlib.sha256()
-        for part in (_digest(_own_files()), _digest(_python_files(sources)), target):
+        allowed = os.environ.get("PORTER_ALLOW_IMPORTS", "")
+        for part in (_digest(_own_files()), _digest(_python_files(sources)), target, allowed):
             state.update(part.encode())
         self.base = folder or cache_folder()
         self.folder = self.base / state.hexdigest()[:STATE_LETTERS]

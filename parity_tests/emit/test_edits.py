@@ -120,6 +120,7 @@ def test_a_conflict_shows_both_sides_and_writes_nothing(models):
     assert (conflict.file, conflict.line) == (FILE, 3)
     assert (conflict.mine, conflict.porter) == ("value_2 = 'hand'", "value_2 = 'porter'")
     assert conflict.base == "value_2 = 2"
+    assert "value_2 = 'hand'" in str(refused.value) and "value_2 = 'porter'" in str(refused.value)
     assert files_of(models) == before
 
 

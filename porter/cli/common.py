@@ -72,7 +72,9 @@ def bad_input(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        told = getattr(error, "summary", str(error))
+        if isinstance(error, OSError) and error.filename:
+            told = f"{error.filename}: {error.strerror}"
         failure = Failure(told)
         failure.details = "\n".join(str(conflict) for conflict in getattr(error, "conflicts", ()))
         raise failure from error
@@ -154,9 +156,10 @@ def check_device(device: str | None) -> None:
 
 def check_conflicts(choice: str) -> None:
     """Refuse a word that ``--conflicts`` does not know."""
-    choices = ("fail", "mine", "porter")
-    if choice not in choices:
-        raise Failure(f"--conflicts {choice}: there are {', '.join(choices)}")
+    from porter.emit.edits import CHOICES
+
+    if choice not in CHOICES:
+        raise Failure(f"--conflicts {choice}: there are {', '.join(CHOICES)}")
 
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")

@@ -26,6 +26,10 @@ BASE, ORIGINAL = ".base", ".orig"
 # What to do where an edit and porter changed the same lines.
 FAIL, MINE, PORTER = "fail", "mine", "porter"
 CHOICES = (FAIL, MINE, PORTER)
+UNKNOWN_BASE = (
+    "edited by hand, and the generation that was edited is neither in the cache nor in git's history: run "
+    "`porter check --fix` once with the porter and diffusers that its header names"
+)
 
 
 @dataclass(frozen=True)
@@ -152,33 +156,16 @@ def _edited(
     plan: Plan, folder: Path, name: str, before: str, base: str | None, text: str, known: str | None, choice: str
 ) -> None:
     """Plan a file that is there and holds something else."""
-    path = folder / name
     plan.files[name] = text
     recorded = base is not None
     if base is None:
-        if known is None:  # written before there were manifests, or not by porter
-            if not generations.is_committed(path):
-                plan.aside[_free(folder, name)] = before
-            return
-        if digest(before) == known:
-            return
-        base = text if plan.hashes[name] == known else generations.recall(known, path)
-        if base is None:
-            if choice == PORTER:
-                plan.aside[_free(folder, name)] = before
-                return
-            reason = (
-                "edited by hand, and the generation that was edited is neither in the cache nor in git's history: "
-                "run `porter check --fix` once with the porter and diffusers that its header names"
-            )
-            plan.conflicts.append(Conflict(name, 1, reason))
-            plan.files[name] = before
-            return
-        if base.startswith(before) and not _whole(before):
-            return  # half of what porter wrote, and nothing else
-    merged, conflicts = _merge(name, base, before, text, choice)
-    if choice == PORTER and any(region.conflict for region in _cut(base, before, text)):
+        base = _last_generation(plan, folder, name, before, known, choice)
+    if base is None:
+        return
+    cut = regions(*(side.splitlines(keepends=True) for side in (base, before, text)))
+    if choice == PORTER and any(region.conflict for region in cut):
         plan.aside[_free(folder, name)] = before
+    merged, conflicts = _merge(name, cut, before, text, choice)
     if conflicts:
         plan.conflicts += conflicts
         plan.files[name] = before
@@ -190,6 +177,27 @@ def _edited(
     plan.edits.append(Edit(name, merged, text, recorded and base == text))
     if base != text or not recorded:
         plan.aside[name + BASE] = text
+
+
+def _last_generation(plan: Plan, folder: Path, name: str, before: str, known: str | None, choice: str) -> str | None:
+    """What porter wrote last to a file whose edits are not recorded; None if there is no edit to keep, or no way to."""
+    path, text = folder / name, plan.files[name]
+    if known is None:  # written before there were manifests, or not by porter
+        if not generations.is_committed(path):
+            plan.aside[_free(folder, name)] = before
+        return None
+    if digest(before) == known:
+        return None
+    base = text if plan.hashes[name] == known else generations.recall(known, path)
+    if base is not None:
+        half = base.startswith(before) and not _whole(before)  # of what porter wrote, and nothing else
+        return None if half else base
+    if choice == PORTER:
+        plan.aside[_free(folder, name)] = before
+    else:
+        plan.conflicts.append(Conflict(name, 1, UNKNOWN_BASE))
+        plan.files[name] = before
+    return None
 
 
 def _whole(text: str) -> bool:
@@ -209,15 +217,11 @@ def _free(folder: Path, name: str) -> str:
     return place
 
 
-def _cut(base: str, mine: str, theirs: str) -> list[Region]:
-    return regions(*(text.splitlines(keepends=True) for text in (base, mine, theirs)))
-
-
-def _merge(name: str, base: str, mine: str, theirs: str, choice: str) -> tuple[str, list[Conflict]]:
+def _merge(name: str, cut: list[Region], mine: str, theirs: str, choice: str) -> tuple[str, list[Conflict]]:
     """The merged text, and what is in its way."""
     lines: list[str] = []
     conflicts: list[Conflict] = []
-    for region in _cut(base, mine, theirs):
+    for region in cut:
         if region.conflict and choice == FAIL:
             sides = ["".join(side).rstrip("\n") for side in (region.mine, region.theirs, region.base)]
             conflicts.append(Conflict(name, region.line, "edited by hand, and changed by porter", *sides))
@@ -242,11 +246,6 @@ def _undefined(text: str) -> list[tuple[int, str]]:
     command = [find_ruff_bin(), "check", "--isolated", "--no-cache", "--quiet", "--select", "F821"]
     command += ["--target-version", "py311", "--output-format", "concise", "-"]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    found = []
-    for line in done.stdout.splitlines():
-        parts = line.split(":", 3)
-        if len(parts) == 4 and parts[1].isdigit():
-            found.append(
-                (int(parts[1]), parts[3].strip().removeprefix("F821 ").replace("Undefined name", "there is no"))
-            )
-    return found
+    rows = (line.split(":", 3) for line in done.stdout.splitlines())  # file, line, column, message
+    problems = [(row[1], row[3].strip()) for row in rows if len(row) == 4 and row[1].isdigit()]
+    return [(int(line), said.removeprefix("F821 ").replace("Undefined name", "there is no")) for line, said in problems]

@@ -39,16 +39,18 @@ class EditConflict(OutputError):
 
     Attributes:
         conflicts: each with both sides.
+        summary: what happened, in one line; the text of the error has the sides too.
     """
 
     def __init__(self, folder: Path, conflicts: Sequence[Conflict]) -> None:
         self.conflicts = list(conflicts)
         places = ", ".join(f"{folder / conflict.file}:{conflict.line}" for conflict in self.conflicts[:3])
         more = f" and {len(self.conflicts) - 3} more" if len(self.conflicts) > 3 else ""
-        super().__init__(
+        self.summary = (
             f"what was written by hand conflicts with what porter writes, and nothing was written: {places}{more}. "
             "Mend it there, or choose a side for the lines that both changed: --conflicts mine or --conflicts porter."
         )
+        super().__init__("\n".join([self.summary, *map(str, self.conflicts)]))
 
 
 def check_folder(folder: Path) -> None:
