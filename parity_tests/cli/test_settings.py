@@ -117,6 +117,8 @@ def test_colours_and_bars_are_for_terminals_and_no_color_is_heeded(tree, tmp_pat
     assert quiet == ""
     machine = on_a_terminal(tmp_path, *arguments, "--json")
     assert json.loads(machine)["output"] == "out"
+    shown = on_a_terminal(tmp_path, "upgrade", "out", "--from", str(tree.root), "--to", str(tree.root), "--jobs", "1")
+    assert "2 stay, 0 change, 0 fail" in shown and "error" not in shown
 
 
 def test_completion_knows_commands_options_and_pipelines(tmp_path):

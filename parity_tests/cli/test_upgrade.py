@@ -81,6 +81,13 @@ def test_the_new_ports_are_written_on_request_and_edits_kept(upgrade, porter, ne
     assert porter("check", "out", "--source", newer.root).code == 0
 
 
+def test_added_pipelines_are_written_on_request(upgrade, porter, newer):
+    assert upgrade("--add").code == 2
+    assert upgrade("--write", "--add").code == 0
+    assert Path("out/fresh/pipeline_fresh.py").is_file()
+    assert porter("check", "out", "--source", newer.root).code == 0
+
+
 def test_a_conflict_keeps_everything_as_it_was(upgrade):
     MODEL.write_text(MODEL.read_text().replace("return self.proj(hidden_states)", "return hidden_states"))
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}

@@ -58,6 +58,7 @@ def check(
     with contextlib.ExitStack() as bars, bad_input(SourceError, OutputError, OSError):
 
         def progress(total: int) -> Progress:
+            bars.close()  # a terminal shows one at a time
             return bars.enter_context(progress_bar(total, "checking", quiet or json)) or (lambda outcome: None)
 
         result = check_models(folder, source, processes(jobs), not no_cache, progress, conflicts)
