@@ -114,3 +114,16 @@ def test_an_override_file_beside_nothing_is_an_error(converted):
     Path("out/tiny/gone.override.py").write_text("import os\n")
     result = converted("check", "out")
     assert result.code == 2 and "no generated file beside it" in result.err
+
+
+def test_a_pipeline_that_somebody_added_to_the_registry_is_theirs(converted):
+    registry = Path("out/registry.py")
+    entry = '    "MyPipeline": ("mine", "pipeline_my", "MyPipeline"),\n'
+    edit(registry, "_DIFFUSION_MODELS = {\n", f"_DIFFUSION_MODELS = {{\n{entry}")
+    Path("out/mine").mkdir()
+    Path("out/mine/pipeline_my.py").write_text("class MyPipeline: ...\n")
+    assert converted("check", "out", "--fix").code == 0
+    assert converted("check", "out").code == 0
+    converted("convert", "TinyPipeline")
+    assert "MyPipeline" in registry.read_text() and Path("out/mine/pipeline_my.py").is_file()
+    assert converted("check", "out").code == 0

@@ -59,8 +59,8 @@ def upgrade(
         raise Failure("--add goes with --write")
     from porter.batch import convert_batch
     from porter.cache import Cache
-    from porter.check import target_of
-    from porter.emit.write import OutputError, read_registry
+    from porter.check import ported, target_of
+    from porter.emit.write import OutputError
     from porter.source import SourceError
     from porter.source.releases import open_source
     from porter.upgrade import attribute, compare, prove
@@ -71,7 +71,7 @@ def upgrade(
             bars.close()  # a terminal shows one at a time
             return bars.enter_context(progress_bar(total, label, quiet or json)) or (lambda outcome: None)
 
-        names = sorted(read_registry(folder)["_DIFFUSION_MODELS"])
+        names = ported(folder)
         if not names:
             raise OutputError(f"{folder} holds no registry.py with ports; `porter convert -o {folder}` writes one.")
         new = open_source(to)

@@ -148,9 +148,11 @@ def carry_out(folder: Path, plan: Plan) -> None:
     known = {name: value for name, value in read_manifest(folder).items() if (folder / name).is_file()}
     hashes = {name: value for name, value in known.items() if name not in plan.remove} | plan.hashes
     seen = {name: "" if text is None else digest(text) for name, text in plan.before.items()}
-    _stage(folder, {**plan.aside, **plan.files, MANIFEST: manifest_text(hashes)}, seen)
+    changed = {name: plan.files[name] for name in plan.differing}
+    _stage(folder, {**plan.aside, **changed, MANIFEST: manifest_text(hashes)}, seen)
     for name in plan.remove:
-        (folder / name).unlink(missing_ok=True)
+        if name not in seen or _hash(folder / name) == seen[name]:  # else somebody has just edited it
+            (folder / name).unlink(missing_ok=True)
     generations.remember(text for name, text in plan.files.items() if digest(text) == plan.hashes.get(name))
 
 
@@ -197,7 +199,7 @@ def _stage(folder: Path, files: dict[str, str], seen: dict[str, str] | None = No
             path = staging / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        expected = {name: _hash(folder / name) for name in files} | (seen or {})
+        expected = {name: (seen or {}).get(name, _hash(folder / name)) for name in files}
         (staging / WHOLE).write_text(json.dumps(expected), encoding="utf-8")
         _move_in(staging, folder)
     finally:
