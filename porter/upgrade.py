@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
@@ -21,6 +23,9 @@ from porter.cache import Cache
 from porter.emit.write import write_ports
 from porter.listing import NOT_TESTED, live_pipelines, measured_with, other_pipelines, parity_results
 from porter.source import SourceTree
+
+if TYPE_CHECKING:
+    from porter.port import Port
 
 PARITY = "parity"
 RULES = re.compile(r"^# Rules: (.*)$", re.MULTILINE)
@@ -158,23 +163,33 @@ def attribute(found: Upgrade, new: SourceTree, progress: Progress | None = None)
     from porter.port import Converter
     from porter.targets import get_target
 
-    cache = Cache(new.root, found.target)
-    converter: Converter | None = None
-    for change in found.changed:
-        steps = cache.read(f"steps-{change.name}")
-        if steps is None:
-            converter = converter or Converter(new, get_target(found.target), record=True)
-            port = converter.port(change.name)
-            steps = {
-                file: {name: [step for step, _ in history.steps] for name, history in built.histories.items()}
-                for file, built in port.built.items()
-            }
-            cache.write(f"steps-{change.name}", steps)
-        for definition in change.definitions:
-            made = steps.get(definition.file, {}).get(definition.name.split(".")[0], [])
-            definition.rules = list(dict.fromkeys(made))
-        if progress is not None:
-            progress(Outcome(change.name))
+    cache, target = Cache(new.root, found.target), get_target(found.target)
+    # Pipelines of a family share models; what another family's conversions recorded is let go.
+    for _, family in groupby(sorted(found.changed, key=_family), key=_family):
+        converter: Converter | None = None
+        for change in family:
+            steps = cache.read(f"steps-{change.name}")
+            if steps is None:
+                converter = converter or Converter(new, target, record=True)
+                steps = _steps(converter.port(change.name))
+                cache.write(f"steps-{change.name}", steps)
+            for definition in change.definitions:
+                made = steps.get(definition.file, {}).get(definition.name.split(".")[0], [])
+                definition.rules = list(dict.fromkeys(made))
+            if progress is not None:
+                progress(Outcome(change.name))
+
+
+def _family(change: PortChange) -> str:
+    return change.definitions[0].file.partition("/")[0]
+
+
+def _steps(port: Port) -> dict[str, dict[str, list[str]]]:
+    """The steps behind each definition of each file."""
+    return {
+        file: {name: [step for step, _ in history.steps] for name, history in built.histories.items()}
+        for file, built in port.built.items()
+    }
 
 
 def prove(found: Upgrade, ports: list[Outcome], new: SourceTree, progress: Progress | None = None) -> None:

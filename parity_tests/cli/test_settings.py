@@ -131,8 +131,9 @@ def test_completion_knows_commands_options_and_pipelines(tmp_path):
     assert complete("porter up").split() == ["upgrade"]
     assert "--target" in complete("porter convert --t")
     assert complete("porter convert QwenImageEditI").split() == ["QwenImageEditInpaintPipeline"]
-    shown = subprocess.run([*COMMAND, "--show-completion", "bash"], cwd=tmp_path, capture_output=True, text=True)
-    assert "_PORTER_COMPLETE" in shown.stdout
+    given = {"_PORTER_COMPLETE": "source_bash"}
+    script = subprocess.run(COMMAND, env={**os.environ, **given}, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert "complete_bash" in script
 
 
 def test_help_is_quick(tmp_path):
