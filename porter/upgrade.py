@@ -181,7 +181,8 @@ def attribute(found: Upgrade, new: SourceTree, progress: Progress | None = None)
 
 
 def _family(change: PortChange) -> str:
-    return change.definitions[0].file.partition("/")[0]
+    folders = [definition.file.partition("/")[0] for definition in change.definitions]
+    return next((folder for folder in folders if folder != "examples"), "")
 
 
 def _steps(port: Port) -> dict[str, dict[str, list[str]]]:
