@@ -308,6 +308,16 @@ def _append(example: Example, texts: list[str]) -> None:
         example.parsed = cst.parse_module(example.parsed.code + "".join(f"\n\n{text}" for text in texts))
 
 
+def _tensor_parallel(rule: type[Rule], example: Example) -> None:
+    """The rule sees all definitions of a file at once; what it puts before them is kept apart."""
+    result = rule().apply(list(example.parsed.body))  # type: ignore[attr-defined]
+    example.parsed = example.parsed.with_changes(body=result.nodes)
+    if result.changed:
+        example.ctx.used(rule())
+    example.ctx.imports |= result.imports
+    example.ctx.extra |= {helper.name.value: helper for helper in result.helpers}
+
+
 RUNNERS: dict[str, Callable[[type[Rule], Example], None]] = {
     "AttentionLayer": _attention_layer,
     "AttentionSites": _attention_sites,
@@ -317,5 +327,6 @@ RUNNERS: dict[str, Callable[[type[Rule], Example], None]] = {
     "Forward": _forward,
     "PipelineConstructor": _constructor,
     "PostProcessHook": _post_process,
+    "TensorParallel": _tensor_parallel,
     "PreProcessHook": _pre_process,
 }
