@@ -27,6 +27,7 @@ from porter.rules.engine import Context, Rule, method, parameters, walk, with_me
 from porter.rules.fold import NOT_NONE
 from porter.rules.model.classic_attention import ClassicAttention, class_name
 from porter.rules.model.processors import FoldProcessor
+from porter.rules.model.sequence_parallel import helpers
 from porter.rules.model.sites import AttentionSites, plan_for
 from porter.source import Definition, SourceTree
 
@@ -318,6 +319,15 @@ def _tensor_parallel(rule: type[Rule], example: Example) -> None:
     example.ctx.extra |= {helper.name.value: helper for helper in result.helpers}
 
 
+def _sequence_parallel(rule: type[Rule], example: Example) -> None:
+    """As for tensor parallelism."""
+    nodes, changed = rule().apply(list(example.parsed.body))  # type: ignore[attr-defined]
+    if changed:
+        example.parsed = example.parsed.with_changes(body=nodes)
+        example.ctx.used(rule())
+        example.ctx.extra |= {helper.name.value: helper for helper in helpers()}
+
+
 RUNNERS: dict[str, Callable[[type[Rule], Example], None]] = {
     "AttentionLayer": _attention_layer,
     "AttentionSites": _attention_sites,
@@ -327,6 +337,7 @@ RUNNERS: dict[str, Callable[[type[Rule], Example], None]] = {
     "Forward": _forward,
     "PipelineConstructor": _constructor,
     "PostProcessHook": _post_process,
+    "SequenceParallel": _sequence_parallel,
     "TensorParallel": _tensor_parallel,
     "PreProcessHook": _pre_process,
 }

@@ -179,13 +179,14 @@ def widened(config: dict[str, Any], heads_only: bool = False) -> dict[str, Any]:
     return {name: 2 * value if name in wide else value for name, value in config.items()}
 
 
-def candidates(name: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+def candidates(name: str, only_wide: bool) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Stored configurations of a model whose heads two ranks can share, then those made so."""
     from porter.parity import model_spec
 
     cases = model_spec.read(name)
     odd = [c for c in cases if any(v % 2 for k, v in c.config.items() if "heads" in k and type(v) is int)]
-    yield from ((case, case.config) for case in cases if case not in odd)
+    if not only_wide:
+        yield from ((case, case.config) for case in cases if case not in odd)
     yield from ((case, widened(case.config)) for case in cases)
     yield from ((case, widened(case.config, heads_only=True)) for case in cases)
 
@@ -258,19 +259,19 @@ def main() -> None:
     held = json.loads((args.work / "jobs.json").read_text())
     with (args.work / f"{args.mode}.{args.rank}.jsonl").open("a") as log:
         for name in held[args.mode]:
-            entry = one_model(rank, args.work, name, traffic)
+            entry = one_model(rank, args.work, name, name in held["wide"], traffic)
             log.write(json.dumps({"model": name, **entry}) + "\n")
             log.flush()
 
 
-def one_model(rank: Rank, work: Path, name: str, traffic: Traffic) -> dict[str, Any]:
+def one_model(rank: Rank, work: Path, name: str, wide: bool, traffic: Traffic) -> dict[str, Any]:
     """How a model went: alone, in the first configuration that runs; with others, in the one that ran alone."""
     file = work / f"{name}.json"
     if rank.mode == "one":
-        tried = list(candidates(name))
+        tried = list(candidates(name, wide))
     elif file.is_file():
         held = json.loads(file.read_text())
-        tried = [(case, held["config"]) for case, _ in candidates(name) if case.name == held["case"]][:1]
+        tried = [(case, held["config"]) for case, _ in candidates(name, wide) if case.name == held["case"]][:1]
     else:
         return {"error": "did not run on one rank"}
     entry: dict[str, Any] = {"error": "no configuration"}

@@ -88,7 +88,7 @@ def _names(node: ast.AST) -> set[str]:
 
 
 def plan_file(definitions: list[ast.stmt]) -> tuple[dict[str, Plan], dict[str, ModuleFacts]]:
-    """How the modules of a file are split, by class; those that stay whole are left out."""
+    """How the modules of a file's repeated blocks are split, by class; and all its modules."""
     file, modules = file_facts(definitions)
     inside = blocks_of(definitions)
     file.modules = modules
@@ -96,7 +96,7 @@ def plan_file(definitions: list[ast.stmt]) -> tuple[dict[str, Plan], dict[str, M
     _collected(plans, file, definitions)
     _agree(plans)
     _untouched(plans, modules, definitions)
-    return {name: plan for name, plan in plans.items() if plan.columns}, modules
+    return plans, modules
 
 
 def _collected(plans: dict[str, Plan], file: FileFacts, definitions: list[ast.stmt]) -> None:

@@ -32,8 +32,8 @@ class SplitFile:
         imports: what they need beside what they had.
         helpers: definitions that come before all others.
         changed: indices of definitions that changed.
-        whole: projections of repeated blocks that stay whole on every rank, with the reason.
-        split: names of the modules that are split.
+        whole: projections of repeated blocks that stay whole on every rank, with the reason, by class.
+        plan: what is split, in plain values, by class.
         read: attributes that methods and functions read, constructors left out.
     """
 
@@ -41,7 +41,8 @@ class SplitFile:
     imports: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     helpers: list[Any] = field(default_factory=list)
     changed: list[int] = field(default_factory=list)
-    split: list[str] = field(default_factory=list)
+    plan: dict[str, Any] = field(default_factory=dict)
+    whole: dict[str, dict[str, str]] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
 
 
@@ -144,14 +145,16 @@ class TensorParallel(Rule):
         if not is_used and not any("Linear(" in code(node) for node in definitions):
             return result
         trees = {index: to_ast(node).body[0] for index, node in enumerate(definitions) if _is_definition(node)}
-        plans, modules = plan_file(list(trees.values()))
+        every, modules = plan_file(list(trees.values()))
+        plans = {name: plan for name, plan in every.items() if plan.columns}
+        result.whole = {name: plan.whole for name, plan in every.items() if plan.whole}
         result.read = _attributes_read(list(trees.values()))
         places = {node.name: index for index, node in trees.items() if isinstance(node, ast.ClassDef | ast.FunctionDef)}
         for name, plan in plans.items():
             place = places[name]
             result.nodes[place] = self._module(result, result.nodes[place], modules[name], plan)
             result.changed.append(place)
-            result.split.append(name)
+            result.plan[name] = _plain(plan)
         for name, edits in _edits(plans).items():
             self._function(result, places, name, edits)
         if is_used and feed_forward is not None:
@@ -229,6 +232,7 @@ class TensorParallel(Rule):
 
     def _feed_forwards(self, result: SplitFile, name: str) -> None:
         """Build diffusers' feed-forwards split; the class itself is as it was."""
+        result.plan[name] = "diffusers"
         rename = _Construct(name, "ParallelFeedForward")
         own = next(
             (i for i, node in enumerate(result.nodes) if getattr(getattr(node, "name", None), "value", 0) == name), None
@@ -322,6 +326,16 @@ def _linear_calls(init: ast.FunctionDef) -> list[ast.Call]:
     from porter.facts.parallel.flow import preorder
 
     return [n for n in preorder(init) if isinstance(n, ast.Call) and ast.unparse(n.func) in LINEAR]
+
+
+def _plain(plan: Plan) -> dict[str, Any]:
+    """A plan in plain values, sorted."""
+    return {
+        "columns": {name: plan.packed.get(name) for name in sorted(plan.columns)},
+        "rows": {name: [sorted(part) for part in parts] for name, parts in plan.rows.items()},
+        "edits": {name: sorted(map(str, edits)) for name, edits in plan.edits.items() if edits},
+        "widths": sorted(plan.widths),
+    }
 
 
 def _edits(plans: dict[str, Plan]) -> dict[str, frozenset[Edit]]:
