@@ -88,7 +88,7 @@ def build_model(
 ) -> tuple[str, PortedFile]:
     """The file of one model class, as text and as what it was made of; ``record`` as for :class:`Builder`."""
     built = Builder(tree, target.symbols, ModelRewriter(), record=record).build([definition])
-    split_over_ranks(built)
+    split_over_ranks(built, definition)
     return render(built, tree, target), built
 
 

@@ -144,7 +144,7 @@ SP_WORLD, SP_RANK = "get_sequence_parallel_world_size", "get_sequence_parallel_r
 
 ATTENTION = '''
 class SequenceBoundary(nn.Module):
-    """Where sequences are divided among ranks, or put together: the engine's hooks work on a module's result."""
+    """Where attention is divided among ranks, or put together: the engine's hooks work on a module's result."""
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         return tensors if len(tensors) > 1 else tensors[0]
@@ -153,23 +153,23 @@ class SequenceBoundary(nn.Module):
 class SequenceParallelAttention(nn.Module):
     """The engine's ``Attention`` between two boundaries: (batch, sequence, heads, head size) in and out.
 
-    A sequence, or a number of heads, that cannot be divided evenly stays whole on every rank.
+    Each rank attends over the whole sequence with some of the heads, as after Ulysses' exchange; there is nothing to
+    exchange, since every rank has all queries, keys and values. Heads that cannot be divided evenly stay together.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
         self.split = SequenceBoundary()
-        self.layer = Attention(**kwargs)
+        self.layer = Attention(**kwargs, skip_sequence_parallel=True)
         self.join = SequenceBoundary()
 
     def forward(self, query, key, value, attn_metadata=None):
         ranks = get_sequence_parallel_world_size()
-        sizes = (query.shape[1], key.shape[1], query.shape[2], key.shape[2])
         mask = getattr(attn_metadata, "attn_mask", None)
         is_plain = mask is None or (isinstance(mask, torch.Tensor) and mask.dim() <= 4)
-        if ranks == 1 or not is_plain or any(size % ranks for size in sizes):
+        if ranks == 1 or not is_plain or query.shape[2] % ranks or key.shape[2] % ranks:
             return self.layer(query, key, value, attn_metadata=attn_metadata)
-        if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:  # each rank attends with some of the heads
+        if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:
             part = mask.chunk(ranks, dim=1)[get_sequence_parallel_rank()]
             attn_metadata = dataclasses.replace(attn_metadata, attn_mask=part)
         query, key, value = self.split(query, key, value)
@@ -178,12 +178,12 @@ class SequenceParallelAttention(nn.Module):
 
 def attention_plan(model: nn.Module) -> dict[str, Any]:
     """The sequence-parallel plan of a model: what goes into each of its attention layers, and what comes out."""
-    divided = SequenceParallelInput(split_dim=1, expected_dims=4, split_output=True)
+    divided = SequenceParallelInput(split_dim=2, expected_dims=4, split_output=True)
     plan: dict[str, Any] = {}
     for name, module in model.named_modules():
         if isinstance(module, SequenceParallelAttention):
             plan[f"{name}.split"] = {0: divided, 1: divided, 2: divided}
-            plan[f"{name}.join"] = SequenceParallelOutput(gather_dim=1, expected_dims=4)
+            plan[f"{name}.join"] = SequenceParallelOutput(gather_dim=2, expected_dims=4)
     return plan
 '''
 ATTENTION_IMPORTS: dict[str, tuple[str, str | None]] = {

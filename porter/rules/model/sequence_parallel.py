@@ -1,7 +1,8 @@
-"""Divide the sequences of attention among the ranks of a sequence-parallel group."""
+"""Divide attention among the ranks of a sequence-parallel group."""
 
 from __future__ import annotations
 
+import ast
 from typing import Any
 
 import libcst as cst
@@ -14,13 +15,15 @@ LAYER, PARALLEL = "Attention", "SequenceParallelAttention"
 
 
 class SequenceParallel(Rule):
-    """Put the engine's attention layers between boundaries that divide sequences among ranks, with an ``_sp_plan``.
+    """Put the engine's attention layers between boundaries that divide attention among ranks, with an ``_sp_plan``.
 
-    Queries, keys and values are divided where they reach attention and its result is put together behind it, so what
-    comes before (position embeddings, joined text and image, masks) is as on one rank whatever the model: attention,
-    the part that grows with the square of the length, is what ranks share. By the engine's exchange every rank attends
-    over the whole sequence with some of the heads. Cross-attention divides its text as well. What cannot be divided
-    evenly stays whole.
+    Heads of queries, keys and values are divided where they reach attention, and its result is put together behind it:
+    what every rank has after Ulysses' exchange. What comes before (position embeddings, joined text and image, masks)
+    is as on one rank whatever the model and the length: attention, the part that grows with the square of the length,
+    is what ranks share. Projections and feed-forwards are not divided; tensor parallelism does that.
+
+    Where diffusers states a plan for one sequence alone (``_cp_plan``), that is translated instead: the sequence is
+    divided before the blocks, and the engine's layers exchange heads for positions.
     """
 
     name = "sequence-parallel"
@@ -62,6 +65,19 @@ class SequenceParallel(Rule):
             """,
         ),
     )
+
+    def translate(self, definitions: list[Any], name: str, plan: ast.Dict) -> tuple[list[Any], list[int]]:
+        """The definitions with diffusers' own plan for the class ``name``, and the place of that class."""
+        text = ast.unparse(plan).replace("ContextParallel", "SequenceParallel")
+        line = statements(f"_sp_plan = {text}\n")
+        found = list(definitions)
+        for place, node in enumerate(definitions):
+            if isinstance(node, cst.ClassDef) and node.name.value == name:
+                body = list(node.body.body)
+                at = next((i for i, item in enumerate(body) if isinstance(item, cst.FunctionDef)), len(body))
+                found[place] = node.with_changes(body=node.body.with_changes(body=[*body[:at], *line, *body[at:]]))
+                return found, [place]
+        return found, []
 
     def apply(self, definitions: list[Any]) -> tuple[list[Any], list[int]]:
         """The definitions with their layers divided, and the places of those that changed."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 from typing import Any
 
 from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, Feature, fingerprint
+from porter.facts.parallel.sequence import stated_plan
 from porter.rules.build import PortedFile
+from porter.rules.model.parallel_helpers import SP_PLAN
 from porter.rules.model.sequence_parallel import SequenceParallel, helpers, imports
 from porter.rules.model.tensor_parallel import SplitFile, TensorParallel
 from porter.rules.trees import code
+from porter.source import Definition
 
-# The plan of sequence parallelism is the same for every model.
+# The plan of sequence parallelism where diffusers states none that fits.
 ATTENTION_LEVEL = "attention"
 FEED_FORWARD = ("diffusers.models.attention", "FeedForward")
 
 
-def split_over_ranks(built: PortedFile) -> None:
+def split_over_ranks(built: PortedFile, model: Definition) -> None:
     """Split the modules of a file over ranks, in place; see :class:`TensorParallel` and :class:`SequenceParallel`."""
     tensor, sequence = TensorParallel(), SequenceParallel()
     bound = next((name for name, place in built.imports.items() if place == FEED_FORWARD), None)
@@ -25,9 +29,13 @@ def split_over_ranks(built: PortedFile) -> None:
     built.features["tensor_parallel"] = _feature(result)
     _record(built, tensor.name, result.nodes, result.changed)
     built.imports |= result.imports if result.changed else {}
-    nodes, divided = sequence.apply(result.nodes)
+    plan = stated_plan(model.node) if isinstance(model.node, ast.ClassDef) else None
+    nodes, divided = sequence.translate(result.nodes, model.name, plan) if plan else sequence.apply(result.nodes)
     _record(built, sequence.name, nodes, divided)
-    if divided:
+    if plan and divided:
+        built.imports |= {name: place for name, place in imports().items() if place[0] == SP_PLAN}
+        built.features["sequence_parallel"] = Feature(DERIVED, fingerprint=fingerprint(ast.unparse(plan)))
+    elif divided:
         result.helpers += helpers()
         built.imports |= imports()
         built.features["sequence_parallel"] = Feature(DERIVED, fingerprint=ATTENTION_LEVEL)
