@@ -156,12 +156,8 @@ def page() -> str:
     evidence = json.loads(EVIDENCE.read_text())
     results = json.loads(RESULTS.read_text())
     converter = Converter(SourceTree(None), get_target("porter"))
-    rows = {
-        name: port.features
-        for name, result in sorted(results.items())
-        if result["verdict"] == "parity"
-        and any("_transformer.py" in file for file in (port := converter.port(name)).files)
-    }
+    ports = (converter.port(name) for name, result in sorted(results.items()) if result["verdict"] == "parity")
+    rows = {port.name: port.features for port in ports if any("_transformer.py" in file for file in port.files)}
     columns = ("tensor_parallel", "sequence_parallel", "regional_compile", "layerwise_offload", "hsdp")
     head = [
         "# Parallel features",
@@ -171,13 +167,14 @@ def page() -> str:
         "",
         "Each model was run by one process and by two ranks of vLLM-Omni on gloo (CPU, float32), with the same weights",
         f"and inputs. A feature is *verified* if the largest difference is at most {BOUND:g} of the result's scale and",
-        "the work was really shared: parameters are smaller on the ranks (tensor parallelism), the engine's hooks were",
-        "on (sequence parallelism), collectives were called. *derived*: not proven, runs with `PORTER_UNVERIFIED=1`.",
+        "the work was really shared: parameters are smaller on the ranks (tensor parallelism), the engine's hooks",
+        "were on (sequence parallelism), collectives were called. *derived*: not proven, runs with",
+        "`PORTER_UNVERIFIED=1` in the environment.",
         "",
-        "Tensor parallelism splits the projections of attention and of feed-forwards in the repeated blocks. The ranks of",
-        "a sequence-parallel group share attention, each with some of the heads, as after the exchange of Ulysses; where",
-        "diffusers states a plan for one sequence, that is used and everything is divided. With the former, projections and",
-        "feed-forwards see whole sequences on every rank, so activations take as much memory as on one.",
+        "Tensor parallelism splits the projections of attention and feed-forwards in repeated blocks. The ranks of",
+        "a sequence-parallel group share attention, each with some of the heads, as after the exchange of Ulysses;",
+        "projections and feed-forwards then see whole sequences, so activations take as much memory as on one rank.",
+        "Where diffusers states a plan for one sequence, that is used, and everything in the blocks is divided.",
         "",
         f"Of {len(rows)} pipelines at parity with a transformer of their own in the port:",
         "",

@@ -328,6 +328,14 @@ def _sequence_parallel(rule: type[Rule], example: Example) -> None:
         example.ctx.extra |= {helper.name.value: helper for helper in helpers()}
 
 
+def _thread_quantization(rule: type[Rule], example: Example) -> None:
+    """As for tensor parallelism."""
+    nodes, changed = rule().apply(list(example.parsed.body))  # type: ignore[attr-defined]
+    if changed:
+        example.parsed = example.parsed.with_changes(body=nodes)
+        example.ctx.used(rule())
+
+
 RUNNERS: dict[str, Callable[[type[Rule], Example], None]] = {
     "AttentionLayer": _attention_layer,
     "AttentionSites": _attention_sites,
@@ -339,5 +347,6 @@ RUNNERS: dict[str, Callable[[type[Rule], Example], None]] = {
     "PostProcessHook": _post_process,
     "SequenceParallel": _sequence_parallel,
     "TensorParallel": _tensor_parallel,
+    "ThreadQuantization": _thread_quantization,
     "PreProcessHook": _pre_process,
 }

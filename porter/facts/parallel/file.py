@@ -8,9 +8,7 @@ import re
 from porter.facts.parallel.flow import FileFacts, Plan, plan_module
 from porter.facts.parallel.module import ModuleFacts, module_facts
 
-PARAMETERS = re.compile(
-    r"Linear\(|Parameter\(|Norm\(|Embedding\(|Conv\d|Module(List|Dict)|Sequential\(|register_buffer"
-)
+PARAMETERS = re.compile(r"Linear$|Parameter$|Norm$|Embedding$|Conv\d|Module(List|Dict)$|Sequential$|register_buffer$")
 
 
 def file_facts(definitions: list[ast.stmt]) -> tuple[FileFacts, dict[str, ModuleFacts]]:
@@ -29,7 +27,7 @@ def file_facts(definitions: list[ast.stmt]) -> tuple[FileFacts, dict[str, Module
         if facts is None:
             continue
         modules[node.name] = facts
-        if not facts.linears and not PARAMETERS.search(ast.unparse(node)):
+        if not facts.linears and not _has_parameters(node):
             file.activations[node.name] = facts
     calls = {node.name: call for node in classes if (call := _processor_call(node)) is not None}
     for name in modules:
@@ -37,6 +35,11 @@ def file_facts(definitions: list[ast.stmt]) -> tuple[FileFacts, dict[str, Module
         if served:
             file.processors[name] = served
     return file, modules
+
+
+def _has_parameters(node: ast.ClassDef) -> bool:
+    calls = (item.func for item in ast.walk(node) if isinstance(item, ast.Call))
+    return any(PARAMETERS.search(getattr(function, "attr", getattr(function, "id", ""))) for function in calls)
 
 
 def _processor_call(node: ast.ClassDef) -> ast.FunctionDef | None:
@@ -72,7 +75,7 @@ def blocks_of(definitions: list[ast.stmt]) -> set[str]:
     queue: list[str] = []
     for node in classes.values():
         for call in ast.walk(node):
-            if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(("ModuleList", "Sequential", ".append")):
+            if isinstance(call, ast.Call) and getattr(call.func, "attr", "") in ("ModuleList", "Sequential", "append"):
                 queue += [name for argument in call.args for name in _names(argument) & classes.keys()]
     found: set[str] = set()
     while queue:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from dataclasses import replace
 
+from porter.facts.parallel.module import ModuleFacts, out_features
 from porter.facts.parallel.torch_calls import TorchCalls
 from porter.facts.parallel.values import WHOLE, Split, Unsplittable, Value, join, merge, origins_of
 
@@ -113,7 +114,8 @@ class ModuleCalls(TorchCalls):
             self.plan.columns.add(name)
             if name in self.facts.blocks:
                 self.plan.hinted.add(name)
-            return Value(Split(2, 3, True, frozenset({name}), direct=name))
+            by_heads = _is_number_of_heads(self.facts, name)
+            return Value(Split(2, 3, not by_heads, frozenset({name}), direct=None if by_heads else name))
         split = value.split
         if not (split.flat and split.last):
             raise Unsplittable(split.origins, f"goes into {name} with its heads apart", node.lineno)
@@ -145,6 +147,17 @@ class ModuleCalls(TorchCalls):
 
 
 _UNKNOWN = Value(kind="unknown")
+
+
+def _is_number_of_heads(facts: ModuleFacts, name: str) -> bool:
+    """Whether a projection has one output for each head, as a gate has."""
+    outputs = out_features(facts.linears[name])
+    if outputs is None:
+        return False
+    text = ast.unparse(outputs)
+    return any(
+        text in (f"self.{head}", ast.unparse(facts.aliases[head])) for head in facts.heads if head in facts.aliases
+    )
 
 
 def _named(value: Value, name: str) -> Value:

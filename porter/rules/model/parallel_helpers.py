@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 DISTRIBUTED = "vllm.distributed"
 LINEAR = "vllm.model_executor.layers.linear"
 WORLD = "get_tensor_model_parallel_world_size"
@@ -47,9 +49,9 @@ def rank_table(table):
         return type(table)(rank_table(part) for part in table)
     if not isinstance(table, torch.Tensor):
         return table
-    width = rank_share(table.shape[-1], "width of a position table")
-    start = get_tensor_model_parallel_rank() * width
-    return table[..., start : start + width]
+    axis = 1 if table.dim() == 4 else -1  # (batch, heads, sequence, size), or heads and sizes in one
+    width = rank_share(table.shape[axis], "width of a position table")
+    return table.narrow(axis, get_tensor_model_parallel_rank() * width, width)
 '''
 
 MASK = '''
@@ -92,16 +94,18 @@ FEED_FORWARD = '''
 class ParallelFeedForward(FeedForward):
     """diffusers' ``FeedForward``, split over the ranks: its first projection by outputs, its last by inputs."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, quant_config: Any = None, prefix: str = "", **kwargs: Any) -> None:
         with torch.device("meta"):  # the projections are made anew below
             super().__init__(*args, **kwargs)
         up, down = self.net[0].proj, self.net[2]
         halves = 2 if up.out_features > down.in_features else 1  # a gate lies behind what it gates
-        kept = {"bias": up.bias is not None, "return_bias": False}
+        kept = {"return_bias": False, "quant_config": quant_config}
         rank_share(down.in_features, "width of a feed-forward")
-        self.net[0].proj = MergedColumnParallelLinear(up.in_features, [down.in_features] * halves, **kept)
+        self.net[0].proj = MergedColumnParallelLinear(
+            up.in_features, [down.in_features] * halves, up.bias is not None, prefix=f"{prefix}.net.0.proj", **kept
+        )
         self.net[2] = RowParallelLinear(
-            down.in_features, down.out_features, bias=down.bias is not None, return_bias=False
+            down.in_features, down.out_features, down.bias is not None, prefix=f"{prefix}.net.2", **kept
         )
 '''
 
@@ -197,3 +201,9 @@ ATTENTION_IMPORTS: dict[str, tuple[str, str | None]] = {
     "nn": ("torch", "nn"),
     "torch": ("torch", None),
 }
+
+
+def helper_names() -> set[str]:
+    """Names of all definitions that are put into files here."""
+    texts = [ATTENTION, *(text for text, _ in HELPERS.values())]
+    return {name for text in texts for name in re.findall(r"^(?:class|def) (\w+)", text, re.MULTILINE)}

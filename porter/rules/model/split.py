@@ -9,6 +9,7 @@ from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, Feature, fin
 from porter.facts.parallel.sequence import stated_plan
 from porter.rules.build import PortedFile
 from porter.rules.model.parallel_helpers import SP_PLAN
+from porter.rules.model.quantization import ThreadQuantization
 from porter.rules.model.sequence_parallel import SequenceParallel, helpers, imports
 from porter.rules.model.tensor_parallel import SplitFile, TensorParallel
 from porter.rules.trees import code
@@ -29,6 +30,9 @@ def split_over_ranks(built: PortedFile, model: Definition) -> None:
     built.features["tensor_parallel"] = _feature(result)
     _record(built, tensor.name, result.nodes, result.changed)
     built.imports |= result.imports if result.changed else {}
+    threaded = ThreadQuantization()
+    result.nodes, passing = threaded.apply(result.nodes) if result.changed else (result.nodes, [])
+    _record(built, threaded.name, result.nodes, passing)
     plan = stated_plan(model.node) if isinstance(model.node, ast.ClassDef) else None
     nodes, divided = sequence.translate(result.nodes, model.name, plan) if plan else sequence.apply(result.nodes)
     _record(built, sequence.name, nodes, divided)
