@@ -27,6 +27,11 @@ EVIDENCE = ROOT / "porter" / "parity" / "data" / "features.json"
 RESULTS = ROOT / "porter" / "parity" / "data" / "results.json"
 PAGE = ROOT / "docs" / "features.md"
 BOUND = 1e-4
+METADATA = {
+    "regional_compile": "_repeated_blocks",
+    "layerwise_offload": "_layerwise_offload_blocks_attrs",
+    "hsdp": "_hsdp_shard_conditions",
+}
 MODES = {"tp": "tensor_parallel", "sp": "sequence_parallel"}
 # What vllm and the engine say where two ranks cannot share a number evenly.
 UNEVEN = ("cannot be divided", "is not divisible")
@@ -149,16 +154,9 @@ def free_port() -> int:
 
 def page() -> str:
     """The table: what each model and each pipeline at parity has."""
-    from porter.port import Converter
-    from porter.source import SourceTree
-    from porter.targets import get_target
-
     evidence = json.loads(EVIDENCE.read_text())
-    results = json.loads(RESULTS.read_text())
-    converter = Converter(SourceTree(None), get_target("porter"))
-    ports = (converter.port(name) for name, result in sorted(results.items()) if result["verdict"] == "parity")
-    rows = {port.name: port.features for port in ports if any("_transformer.py" in file for file in port.files)}
-    columns = ("tensor_parallel", "sequence_parallel", "regional_compile", "layerwise_offload", "hsdp")
+    rows = pipelines()
+    columns = (*MODES.values(), *METADATA)
     head = [
         "# Parallel features",
         "",
@@ -193,6 +191,36 @@ def page() -> str:
     for name, features in rows.items():
         head.append(f"| {name} | " + " | ".join(features.get(column, "") for column in columns) + " |")
     return "\n".join(head) + "\n"
+
+
+def pipelines() -> dict[str, dict[str, str]]:
+    """The features of each pipeline at parity, from those of its models; pipelines themselves are not converted."""
+    from porter.facts.evidence import state, together
+    from porter.facts.pipeline import pipeline_facts
+    from porter.model_port import build_model
+    from porter.source import SourceTree
+    from porter.targets import get_target
+
+    tree, target, models, rows = SourceTree(None), get_target("porter"), {}, {}
+    for name, result in sorted(json.loads(RESULTS.read_text()).items()):
+        facts = pipeline_facts(tree, tree.find_pipeline(name))
+        converted = [model for component in facts.components for model in component.converted]
+        if result["verdict"] != "parity" or not converted:
+            continue
+        for model in converted:
+            if model.name not in models:
+                models[model.name] = build_model(tree, target, model)
+        row = {
+            feature: together(
+                {m.name: state(m.name, feature, models[m.name][1].features[feature]) for m in converted}, True
+            )
+            for feature in MODES.values()
+        }
+        for feature, attribute in METADATA.items():
+            has = all(attribute in models[m.name][0] for m in converted if "Control" not in m.name)
+            row[feature] = "yes" if has else "no"
+        rows[name] = row
+    return rows
 
 
 def count(rows: dict[str, dict[str, str]], name: str) -> str:
