@@ -59,9 +59,10 @@ def _processors_of(
     for definition in definitions:
         for node in ast.walk(definition):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
-                for part in ast.walk(node):
-                    if isinstance(part, ast.Name) and part.id in calls:
-                        named[part.id] = None
+                given = next((k.value for k in node.keywords if k.arg == "processor"), None)
+                found = [n.id for n in ast.walk(given) if isinstance(n, ast.Name) and n.id in calls] if given else []
+                chosen = given is not None and not found and not isinstance(given, ast.Constant)
+                named |= dict.fromkeys(calls if chosen else found)  # chosen somewhere else: any of them
     return [calls[processor] for processor in named]
 
 

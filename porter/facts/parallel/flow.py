@@ -121,7 +121,7 @@ def plan_module(facts: ModuleFacts, file: FileFacts) -> Plan:
         fresh = {name: reason for name, reason in found.items() if name not in whole}
         if not fresh:
             if found:  # nothing more to give way: the code is not understood
-                return Plan(whole={name: next(iter(found.values())) for name in facts.linears})
+                return Plan(whole=dict.fromkeys(facts.linears, min(found.values())))
             flow.plan.whole = whole
             return flow.plan
         whole |= fresh

@@ -56,7 +56,7 @@ class ModuleCalls(TorchCalls):
         if kinds <= ACTIVATIONS:
             return value
         if kinds <= self.file.activations.keys():
-            return self._activation(value, next(iter(kinds)), node.lineno)
+            return self._activation(value, min(kinds), node.lineno)
         if all("Norm" in kind or kind == "Identity" for kind in kinds):
             if value.split.flat and value.split.last:
                 self.edit(splits, ("norm", name), node.lineno)

@@ -222,7 +222,7 @@ class TensorParallel(Rule):
         function = method(node, member) if owner else node
         assert function is not None
         new, needs = edited(function, edits)
-        for need in needs:
+        for need in sorted(needs):
             if need in HELPERS:
                 self.help(result, need)
             else:
