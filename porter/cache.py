@@ -20,7 +20,18 @@ import platformdirs
 import porter
 
 # What a conversion reads besides the sources.
-OWN_CODE = ("port.py", "model_port.py", "batch.py", "listing.py", "source", "facts", "rules", "emit", "targets")
+OWN_CODE = (
+    "port.py",
+    "model_port.py",
+    "batch.py",
+    "listing.py",
+    "source",
+    "facts",
+    "rules",
+    "emit",
+    "targets",
+    "parity/data/features.json",
+)
 KEPT_STATES = 4
 STATE_LETTERS = 24
 

@@ -17,6 +17,7 @@ from porter.facts.pipeline import CONTROLNETS, TRANSFORMERS, derives_from_model
 from porter.rules.build import Builder, PortedFile
 from porter.rules.engine import Residue
 from porter.rules.model.rewrite import ModelRewriter
+from porter.rules.model.split import split_over_ranks
 from porter.source import Definition, SourceError, SourceTree
 from porter.targets import Target
 
@@ -87,6 +88,7 @@ def build_model(
 ) -> tuple[str, PortedFile]:
     """The file of one model class, as text and as what it was made of; ``record`` as for :class:`Builder`."""
     built = Builder(tree, target.symbols, ModelRewriter(), record=record).build([definition])
+    split_over_ranks(built, definition)
     return render(built, tree, target), built
 
 

@@ -14,6 +14,7 @@ from porter.emit.names import family, pipeline_stem, transformer_stem
 from porter.emit.safety import check_texts
 from porter.emit.templates import fill
 from porter.emit.write import OutputError, check_folder, write_ports
+from porter.facts.evidence import state, together
 from porter.facts.pipeline import PipelineFacts, is_called, pipeline_facts
 from porter.model_port import build_model
 from porter.rules.build import Builder, PortedFile
@@ -95,12 +96,15 @@ class Converter:
         folder = self._family(facts)
         port = Port(facts.name, folder, pipeline_stem(facts.name, folder))
         relative: dict[str, str] = {}
+        models: dict[str, PortedFile] = {}
         for component in facts.components:
             for model in component.converted:
                 stem = f"{transformer_stem(model.name, folder, self._families[facts.folder])}_transformer"
                 relative[model.name] = stem
                 text, built = self._model(model)
                 self._take(port, f"{stem}.py", text, built)
+                models[model.name] = built
+        facts.parallel = _parallel(models)
         rewriter = PipelineRewriter(facts)
         public, record = facts.argument_classes, self._record
         builder = Builder(self.tree, self.target.symbols, rewriter, relative, False, public, record)
@@ -113,7 +117,7 @@ class Converter:
         port.texts[f"examples/{port.stem}.py"] = example_text(
             port.stem, facts, rewriter.post_process, self.tree, self.target
         )
-        port.features = _features(port, rewriter)
+        port.features = _features(port, rewriter) | facts.parallel
         port.files = sorted(port.texts)
         check_texts(port.texts)
         return port
@@ -182,19 +186,25 @@ class Converter:
 def _features(port: Port, rewriter: PipelineRewriter) -> dict[str, str]:
     """What the port supports; what it was not verified for is refused when it is built."""
     texts = "".join(port.texts.values())
-    refused = "refused: not verified"
     return {
-        "attention_backends": "yes" if "self.attn = Attention(" in texts else "diffusers' own",
+        "attention_backends": "yes" if "Attention(num_heads=" in texts else "diffusers' own",
         "image_input": "yes" if "support_image_input" in texts else "no",
         "pre_process_hook": "yes" if rewriter.pre_process is not None else "no",
         "post_process_hook": "yes" if rewriter.post_process.calls else "no",
         "regional_compile": "untested" if "_repeated_blocks" in texts else "no",
         "layerwise_offload": "untested" if "_layerwise_offload_blocks_attrs" in texts else "no",
-        "tensor_parallel": refused,
-        "sequence_parallel": refused,
+        "hsdp": "untested" if "_hsdp_shard_conditions" in texts else "no",
         "cfg_parallel": "not applicable",
         "step_execution": "refused",
         **rewriter.features,
+    }
+
+
+def _parallel(models: dict[str, PortedFile]) -> dict[str, str]:
+    """Parallel features of a pipeline, from those of its models."""
+    return {
+        name: together({model: state(model, name, built.features[name]) for model, built in models.items()}, True)
+        for name in ("tensor_parallel", "sequence_parallel")
     }
 
 

@@ -159,7 +159,14 @@ class AceStepPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
-        refuse_parallelism(od_config, "AceStepPipeline")
+        refuse_parallelism(
+            od_config,
+            "AceStepPipeline",
+            {
+                "tensor_parallel_size": "verified",
+                "sequence_parallel_size": "refused: it has no attention layer of the engine",
+            },
+        )
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

@@ -424,7 +424,9 @@ class BriaFibo2Pipeline(
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
-        refuse_parallelism(od_config, "BriaFibo2Pipeline")
+        refuse_parallelism(
+            od_config, "BriaFibo2Pipeline", {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"}
+        )
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

@@ -16,15 +16,15 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/models/transformers/transformer_chroma.py sha256 2018ed9e68aea52f9e7afb4ff9fe964b1cf089880ddf8133eff6a18ac5114f33
 # Source: diffusers/models/transformers/transformer_flux.py sha256 19c283790c6ecce114759c47daf98b448292dec9c5070ad04eda1580fbf31770
-# Rules: attention-layer, block-metadata, explicit-config, keep-processor, remove-decorators, remove-machinery, remove-mixins, replace-logger
+# Rules: attention-layer, block-metadata, explicit-config, keep-processor, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, tensor-parallel, thread-quantization
 
+import dataclasses
 import inspect
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn as nn
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.attention import FeedForward
 from diffusers.models.embeddings import (
@@ -37,12 +37,125 @@ from diffusers.models.embeddings import (
 )
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.normalization import FP32LayerNorm, RMSNorm
+from torch import nn
 
 from porter.runtime.diffusion.attention.backends.abstract import AttentionMetadata
 from porter.runtime.diffusion.attention.layer import Attention
 from porter.runtime.diffusion.data import OmniDiffusionConfig
+from porter.runtime.diffusion.distributed.parallel_state import (
+    get_sequence_parallel_rank,
+    get_sequence_parallel_world_size,
+)
+from porter.runtime.diffusion.distributed.sp_plan import SequenceParallelInput, SequenceParallelOutput
+from porter.runtime.distributed import get_tensor_model_parallel_world_size
 from porter.runtime.logger import init_logger
+from porter.runtime.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    RowParallelLinear,
+)
 from porter.runtime.model_executor.model_loader.weight_utils import default_weight_loader
+
+
+def rank_share(total: int, what: str) -> int:
+    """This rank's part of a number of heads or features.
+
+    Raises:
+        ValueError: it cannot be divided evenly.
+    """
+    ranks = get_tensor_model_parallel_world_size()
+    if total % ranks:
+        raise ValueError(f"{what} = {total} cannot be divided by tensor_parallel_size = {ranks}.")
+    return total // ranks
+
+
+class PackedRowParallelLinear(RowParallelLinear):
+    """A projection of several inputs that lie one after the other, each of which is split over the ranks.
+
+    Args:
+        input_sizes: widths of the inputs; a rank holds the same part of each.
+    """
+
+    def __init__(self, input_sizes: list[int], output_size: int, **kwargs: Any) -> None:
+        self.input_sizes = input_sizes
+        super().__init__(sum(input_sizes), output_size, **kwargs)
+
+    def _by_rank(self, param: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """The columns in the order in which the ranks take them."""
+        if param is self.bias or weight.dim() != 2:
+            return weight
+        ranks = get_tensor_model_parallel_world_size()
+        parts = [part.chunk(ranks, dim=1) for part in weight.split(self.input_sizes, dim=1)]
+        return torch.cat([part[rank] for rank in range(ranks) for part in parts], dim=1)
+
+    def weight_loader(self, param, loaded_weight):
+        return super().weight_loader(param, self._by_rank(param, loaded_weight))
+
+    def weight_loader_v2(self, param, loaded_weight):
+        return super().weight_loader_v2(param, self._by_rank(param, loaded_weight))
+
+
+class ParallelFeedForward(FeedForward):
+    """diffusers' ``FeedForward``, split over the ranks: its first projection by outputs, its last by inputs."""
+
+    def __init__(self, *args: Any, quant_config: Any = None, prefix: str = "", **kwargs: Any) -> None:
+        with torch.device("meta"):  # the projections are made anew below
+            super().__init__(*args, **kwargs)
+        up, down = self.net[0].proj, self.net[2]
+        halves = 2 if up.out_features > down.in_features else 1  # a gate lies behind what it gates
+        kept = {"return_bias": False, "quant_config": quant_config}
+        rank_share(down.in_features, "width of a feed-forward")
+        self.net[0].proj = MergedColumnParallelLinear(
+            up.in_features, [down.in_features] * halves, up.bias is not None, prefix=f"{prefix}.net.0.proj", **kept
+        )
+        self.net[2] = RowParallelLinear(
+            down.in_features, down.out_features, down.bias is not None, prefix=f"{prefix}.net.2", **kept
+        )
+
+
+class SequenceBoundary(nn.Module):
+    """Where attention is divided among ranks, or put together: the engine's hooks work on a module's result."""
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        return tensors if len(tensors) > 1 else tensors[0]
+
+
+class SequenceParallelAttention(nn.Module):
+    """The engine's ``Attention`` between two boundaries: (batch, sequence, heads, head size) in and out.
+
+    Each rank attends over the whole sequence with some of the heads, as after Ulysses' exchange; there is nothing to
+    exchange, since every rank has all queries, keys and values. Heads that cannot be divided evenly stay together.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.split = SequenceBoundary()
+        self.layer = Attention(**kwargs, skip_sequence_parallel=True)
+        self.join = SequenceBoundary()
+
+    def forward(self, query, key, value, attn_metadata=None):
+        ranks = get_sequence_parallel_world_size()
+        mask = getattr(attn_metadata, "attn_mask", None)
+        is_plain = mask is None or (isinstance(mask, torch.Tensor) and mask.dim() <= 4)
+        if ranks == 1 or not is_plain or query.shape[2] % ranks or key.shape[2] % ranks:
+            return self.layer(query, key, value, attn_metadata=attn_metadata)
+        if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:
+            part = mask.chunk(ranks, dim=1)[get_sequence_parallel_rank()]
+            attn_metadata = dataclasses.replace(attn_metadata, attn_mask=part)
+        query, key, value = self.split(query, key, value)
+        return self.join(self.layer(query, key, value, attn_metadata=attn_metadata))
+
+
+def attention_plan(model: nn.Module) -> dict[str, Any]:
+    """The sequence-parallel plan of a model: what goes into each of its attention layers, and what comes out."""
+    divided = SequenceParallelInput(split_dim=2, expected_dims=4, split_output=True)
+    plan: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SequenceParallelAttention):
+            plan[f"{name}.split"] = {0: divided, 1: divided, 2: divided}
+            plan[f"{name}.join"] = SequenceParallelOutput(gather_dim=2, expected_dims=4)
+    return plan
+
 
 logger = init_logger(__name__)
 
@@ -145,6 +258,9 @@ class FluxAttention(torch.nn.Module):
         pre_only: bool = False,
         elementwise_affine: bool = True,
         processor=None,
+        *,
+        quant_config=None,
+        prefix="",
     ):
         super().__init__()
 
@@ -162,29 +278,76 @@ class FluxAttention(torch.nn.Module):
 
         self.norm_q = torch.nn.RMSNorm(dim_head, eps=eps, elementwise_affine=elementwise_affine)
         self.norm_k = torch.nn.RMSNorm(dim_head, eps=eps, elementwise_affine=elementwise_affine)
-        self.to_q = torch.nn.Linear(query_dim, self.inner_dim, bias=bias)
-        self.to_k = torch.nn.Linear(query_dim, self.inner_dim, bias=bias)
-        self.to_v = torch.nn.Linear(query_dim, self.inner_dim, bias=bias)
+        self.to_q = ColumnParallelLinear(
+            query_dim, self.inner_dim, bias=bias, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_q"
+        )
+        self.to_k = ColumnParallelLinear(
+            query_dim, self.inner_dim, bias=bias, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_k"
+        )
+        self.to_v = ColumnParallelLinear(
+            query_dim, self.inner_dim, bias=bias, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_v"
+        )
 
         if not self.pre_only:
             self.to_out = torch.nn.ModuleList([])
-            self.to_out.append(torch.nn.Linear(self.inner_dim, self.out_dim, bias=out_bias))
+            self.to_out.append(
+                RowParallelLinear(
+                    self.inner_dim,
+                    self.out_dim,
+                    bias=out_bias,
+                    return_bias=False,
+                    quant_config=quant_config,
+                    prefix=f"{prefix}.to_out.0",
+                )
+            )
             self.to_out.append(torch.nn.Dropout(dropout))
 
         if added_kv_proj_dim is not None:
             self.norm_added_q = torch.nn.RMSNorm(dim_head, eps=eps)
             self.norm_added_k = torch.nn.RMSNorm(dim_head, eps=eps)
-            self.add_q_proj = torch.nn.Linear(added_kv_proj_dim, self.inner_dim, bias=added_proj_bias)
-            self.add_k_proj = torch.nn.Linear(added_kv_proj_dim, self.inner_dim, bias=added_proj_bias)
-            self.add_v_proj = torch.nn.Linear(added_kv_proj_dim, self.inner_dim, bias=added_proj_bias)
-            self.to_add_out = torch.nn.Linear(self.inner_dim, query_dim, bias=out_bias)
+            self.add_q_proj = ColumnParallelLinear(
+                added_kv_proj_dim,
+                self.inner_dim,
+                bias=added_proj_bias,
+                return_bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.add_q_proj",
+            )
+            self.add_k_proj = ColumnParallelLinear(
+                added_kv_proj_dim,
+                self.inner_dim,
+                bias=added_proj_bias,
+                return_bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.add_k_proj",
+            )
+            self.add_v_proj = ColumnParallelLinear(
+                added_kv_proj_dim,
+                self.inner_dim,
+                bias=added_proj_bias,
+                return_bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.add_v_proj",
+            )
+            self.to_add_out = RowParallelLinear(
+                self.inner_dim,
+                query_dim,
+                bias=out_bias,
+                return_bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.to_add_out",
+            )
 
         if processor is None:
             processor = self._default_processor_cls()
         self.processor = processor
-        self.attn = Attention(
-            num_heads=self.heads, head_size=self.head_dim, softmax_scale=1.0 / (self.head_dim**0.5), causal=False
+        self.attn = SequenceParallelAttention(
+            num_heads=rank_share(self.heads, "heads"),
+            head_size=self.head_dim,
+            softmax_scale=1.0 / (self.head_dim**0.5),
+            causal=False,
         )
+        self.heads = rank_share(self.heads, "heads")
 
     def forward(
         self,
@@ -376,13 +539,24 @@ class ChromaSingleTransformerBlock(nn.Module):
         num_attention_heads: int,
         attention_head_dim: int,
         mlp_ratio: float = 4.0,
+        *,
+        quant_config=None,
+        prefix="",
     ):
         super().__init__()
         self.mlp_hidden_dim = int(dim * mlp_ratio)
         self.norm = ChromaAdaLayerNormZeroSinglePruned(dim)
-        self.proj_mlp = nn.Linear(dim, self.mlp_hidden_dim)
+        self.proj_mlp = ColumnParallelLinear(
+            dim, self.mlp_hidden_dim, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.proj_mlp"
+        )
         self.act_mlp = nn.GELU(approximate="tanh")
-        self.proj_out = nn.Linear(dim + self.mlp_hidden_dim, dim)
+        self.proj_out = PackedRowParallelLinear(
+            [(dim + self.mlp_hidden_dim) - self.mlp_hidden_dim, self.mlp_hidden_dim],
+            dim,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.proj_out",
+        )
 
         processor = FluxAttnProcessor()
 
@@ -395,6 +569,8 @@ class ChromaSingleTransformerBlock(nn.Module):
             processor=processor,
             eps=1e-6,
             pre_only=True,
+            quant_config=quant_config,
+            prefix=f"{prefix}.attn",
         )
 
     def forward(
@@ -438,6 +614,9 @@ class ChromaTransformerBlock(nn.Module):
         attention_head_dim: int,
         qk_norm: str = "rms_norm",
         eps: float = 1e-6,
+        *,
+        quant_config=None,
+        prefix="",
     ):
         super().__init__()
         self.norm1 = ChromaAdaLayerNormZeroPruned(dim)
@@ -453,13 +632,23 @@ class ChromaTransformerBlock(nn.Module):
             bias=True,
             processor=FluxAttnProcessor(),
             eps=eps,
+            quant_config=quant_config,
+            prefix=f"{prefix}.attn",
         )
 
         self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.ff = FeedForward(dim=dim, dim_out=dim, activation_fn="gelu-approximate")
+        self.ff = ParallelFeedForward(
+            dim=dim, dim_out=dim, activation_fn="gelu-approximate", quant_config=quant_config, prefix=f"{prefix}.ff"
+        )
 
         self.norm2_context = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.ff_context = FeedForward(dim=dim, dim_out=dim, activation_fn="gelu-approximate")
+        self.ff_context = ParallelFeedForward(
+            dim=dim,
+            dim_out=dim,
+            activation_fn="gelu-approximate",
+            quant_config=quant_config,
+            prefix=f"{prefix}.ff_context",
+        )
 
     def forward(
         self,
@@ -554,6 +743,11 @@ class ChromaTransformer2DModel(nn.Module):
 
     _repeated_blocks = ["ChromaTransformerBlock", "ChromaSingleTransformerBlock"]
     _layerwise_offload_blocks_attrs = ["transformer_blocks", "single_transformer_blocks"]
+    _hsdp_shard_conditions = [
+        lambda name, module: (
+            name.count(".") == 1 and name.split(".")[0] in ("transformer_blocks", "single_transformer_blocks")
+        )
+    ]
 
     def __init__(
         self,
@@ -572,6 +766,7 @@ class ChromaTransformer2DModel(nn.Module):
         od_config: OmniDiffusionConfig | None = None,
     ):
         super().__init__()
+        quant_config = getattr(od_config, "quantization_config", None)
         self.config = FrozenDict(
             patch_size=patch_size,
             in_channels=in_channels,
@@ -611,8 +806,10 @@ class ChromaTransformer2DModel(nn.Module):
                     dim=self.inner_dim,
                     num_attention_heads=num_attention_heads,
                     attention_head_dim=attention_head_dim,
+                    quant_config=quant_config,
+                    prefix=f"transformer_blocks.{index}",
                 )
-                for _ in range(num_layers)
+                for index in range(num_layers)
             ]
         )
 
@@ -622,8 +819,10 @@ class ChromaTransformer2DModel(nn.Module):
                     dim=self.inner_dim,
                     num_attention_heads=num_attention_heads,
                     attention_head_dim=attention_head_dim,
+                    quant_config=quant_config,
+                    prefix=f"single_transformer_blocks.{index}",
                 )
-                for _ in range(num_single_layers)
+                for index in range(num_single_layers)
             ]
         )
 
@@ -633,6 +832,7 @@ class ChromaTransformer2DModel(nn.Module):
         self.proj_out = nn.Linear(self.inner_dim, patch_size * patch_size * self.out_channels, bias=True)
 
         self.gradient_checkpointing = False
+        self._sp_plan = attention_plan(self)
 
     def forward(
         self,

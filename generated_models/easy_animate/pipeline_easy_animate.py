@@ -181,7 +181,11 @@ class EasyAnimatePipeline(
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
-        refuse_parallelism(od_config, "EasyAnimatePipeline")
+        refuse_parallelism(
+            od_config,
+            "EasyAnimatePipeline",
+            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+        )
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

@@ -124,7 +124,9 @@ class HeliosPipeline(
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
-        refuse_parallelism(od_config, "HeliosPipeline")
+        refuse_parallelism(
+            od_config, "HeliosPipeline", {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"}
+        )
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = []

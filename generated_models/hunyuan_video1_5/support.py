@@ -144,16 +144,23 @@ def model_index_value(od_config: OmniDiffusionConfig, name: str, default: Any = 
     return index.get(name, default)
 
 
-def refuse_parallelism(od_config: OmniDiffusionConfig, pipeline: str) -> None:
+def refuse_parallelism(od_config: OmniDiffusionConfig, pipeline: str, derived: dict[str, str] | None = None) -> None:
     """Refuse to run distributed in ways that the port was not verified for.
+
+    Args:
+        derived: by size, ``verified``, ``derived`` (runs with ``PORTER_UNVERIFIED=1`` in the environment) or why not.
 
     Raises:
         ValueError: a parallel size above one; without a plan the engine would shard what the model does not expect.
     """
     for size in ("tensor_parallel_size", "sequence_parallel_size", "cfg_parallel_size"):
         value = getattr(od_config.parallel_config, size, 1) or 1
-        if value > 1:
-            raise ValueError(f"{pipeline} was not verified for {size}={value}; run it with {size}=1.")
+        state = (derived or {}).get(size, "")
+        if value <= 1 or state == "verified" or (state == "derived" and os.environ.get("PORTER_UNVERIFIED") == "1"):
+            continue
+        hint = " or with PORTER_UNVERIFIED=1 in the environment" if state == "derived" else ""
+        reason = f" ({state})" if ":" in state else ""
+        raise ValueError(f"{pipeline} was not verified for {size}={value}{reason}; run it with {size}=1{hint}.")
 
 
 def component_spec(od_config: OmniDiffusionConfig, name: str) -> tuple[str, str] | None:

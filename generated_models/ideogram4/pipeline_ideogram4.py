@@ -189,7 +189,9 @@ class Ideogram4Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery,
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = "") -> None:
         super().__init__()
-        refuse_parallelism(od_config, "Ideogram4Pipeline")
+        refuse_parallelism(
+            od_config, "Ideogram4Pipeline", {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"}
+        )
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [

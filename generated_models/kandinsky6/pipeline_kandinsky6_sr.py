@@ -1451,7 +1451,14 @@ class Kandinsky6SRPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = "") -> None:
         super().__init__()
-        refuse_parallelism(od_config, "Kandinsky6SRPipeline")
+        refuse_parallelism(
+            od_config,
+            "Kandinsky6SRPipeline",
+            {
+                "tensor_parallel_size": "verified",
+                "sequence_parallel_size": "refused: it has no attention layer of the engine",
+            },
+        )
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

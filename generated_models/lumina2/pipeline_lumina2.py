@@ -164,7 +164,14 @@ class Lumina2Pipeline(
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
-        refuse_parallelism(od_config, "Lumina2Pipeline")
+        refuse_parallelism(
+            od_config,
+            "Lumina2Pipeline",
+            {
+                "tensor_parallel_size": "verified",
+                "sequence_parallel_size": "refused: it has no attention layer of the engine",
+            },
+        )
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

@@ -532,6 +532,7 @@ class LuminaNextDiT2DModel(nn.Module):
 
     _repeated_blocks = ["LuminaNextDiTBlock"]
     _layerwise_offload_blocks_attrs = ["layers"]
+    _hsdp_shard_conditions = [lambda name, module: name.count(".") == 1 and name.split(".")[0] in ("layers",)]
 
     def __init__(
         self,

@@ -179,7 +179,14 @@ class LuminaPipeline(
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
-        refuse_parallelism(od_config, "LuminaPipeline")
+        refuse_parallelism(
+            od_config,
+            "LuminaPipeline",
+            {
+                "tensor_parallel_size": "refused: no projection can be split: its output leaves the module split",
+                "sequence_parallel_size": "refused: it has no attention layer of the engine",
+            },
+        )
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

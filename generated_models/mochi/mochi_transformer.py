@@ -17,10 +17,11 @@
 # Source: diffusers/models/embeddings.py sha256 512e9bb699552661ba5323b7a84f1d52a6f3ee0d1390bb35d69caeacd8caf903
 # Source: diffusers/models/transformers/transformer_mochi.py sha256 2ce641b7cd2f9c2b1cad59e1affd05923633d053e2bef672b62a608714dfad08
 # Source: diffusers/models/attention_processor.py sha256 59871fd4e66fc14a26f0e0464706ab24680e13dcd93161c55123678a5e671772
-# Rules: attention-layer, attention-sites, block-metadata, engine-ada-layer-norm, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins
+# Rules: attention-layer, attention-sites, block-metadata, engine-ada-layer-norm, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -38,8 +39,93 @@ from torch import nn
 from porter.runtime.diffusion.attention.backends.abstract import AttentionMetadata
 from porter.runtime.diffusion.attention.layer import Attention
 from porter.runtime.diffusion.data import OmniDiffusionConfig
+from porter.runtime.diffusion.distributed.parallel_state import (
+    get_sequence_parallel_rank,
+    get_sequence_parallel_world_size,
+)
+from porter.runtime.diffusion.distributed.sp_plan import SequenceParallelInput, SequenceParallelOutput
 from porter.runtime.diffusion.layers.adalayernorm import AdaLayerNormContinuous as OmniAdaLayerNormContinuous
+from porter.runtime.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
+from porter.runtime.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    RowParallelLinear,
+)
 from porter.runtime.model_executor.model_loader.weight_utils import default_weight_loader
+
+
+def rank_share(total: int, what: str) -> int:
+    """This rank's part of a number of heads or features.
+
+    Raises:
+        ValueError: it cannot be divided evenly.
+    """
+    ranks = get_tensor_model_parallel_world_size()
+    if total % ranks:
+        raise ValueError(f"{what} = {total} cannot be divided by tensor_parallel_size = {ranks}.")
+    return total // ranks
+
+
+class ParallelFeedForward(FeedForward):
+    """diffusers' ``FeedForward``, split over the ranks: its first projection by outputs, its last by inputs."""
+
+    def __init__(self, *args: Any, quant_config: Any = None, prefix: str = "", **kwargs: Any) -> None:
+        with torch.device("meta"):  # the projections are made anew below
+            super().__init__(*args, **kwargs)
+        up, down = self.net[0].proj, self.net[2]
+        halves = 2 if up.out_features > down.in_features else 1  # a gate lies behind what it gates
+        kept = {"return_bias": False, "quant_config": quant_config}
+        rank_share(down.in_features, "width of a feed-forward")
+        self.net[0].proj = MergedColumnParallelLinear(
+            up.in_features, [down.in_features] * halves, up.bias is not None, prefix=f"{prefix}.net.0.proj", **kept
+        )
+        self.net[2] = RowParallelLinear(
+            down.in_features, down.out_features, down.bias is not None, prefix=f"{prefix}.net.2", **kept
+        )
+
+
+class SequenceBoundary(nn.Module):
+    """Where attention is divided among ranks, or put together: the engine's hooks work on a module's result."""
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        return tensors if len(tensors) > 1 else tensors[0]
+
+
+class SequenceParallelAttention(nn.Module):
+    """The engine's ``Attention`` between two boundaries: (batch, sequence, heads, head size) in and out.
+
+    Each rank attends over the whole sequence with some of the heads, as after Ulysses' exchange; there is nothing to
+    exchange, since every rank has all queries, keys and values. Heads that cannot be divided evenly stay together.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.split = SequenceBoundary()
+        self.layer = Attention(**kwargs, skip_sequence_parallel=True)
+        self.join = SequenceBoundary()
+
+    def forward(self, query, key, value, attn_metadata=None):
+        ranks = get_sequence_parallel_world_size()
+        mask = getattr(attn_metadata, "attn_mask", None)
+        is_plain = mask is None or (isinstance(mask, torch.Tensor) and mask.dim() <= 4)
+        if ranks == 1 or not is_plain or query.shape[2] % ranks or key.shape[2] % ranks:
+            return self.layer(query, key, value, attn_metadata=attn_metadata)
+        if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:
+            part = mask.chunk(ranks, dim=1)[get_sequence_parallel_rank()]
+            attn_metadata = dataclasses.replace(attn_metadata, attn_mask=part)
+        query, key, value = self.split(query, key, value)
+        return self.join(self.layer(query, key, value, attn_metadata=attn_metadata))
+
+
+def attention_plan(model: nn.Module) -> dict[str, Any]:
+    """The sequence-parallel plan of a model: what goes into each of its attention layers, and what comes out."""
+    divided = SequenceParallelInput(split_dim=2, expected_dims=4, split_output=True)
+    plan: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SequenceParallelAttention):
+            plan[f"{name}.split"] = {0: divided, 1: divided, 2: divided}
+            plan[f"{name}.join"] = SequenceParallelOutput(gather_dim=2, expected_dims=4)
+    return plan
 
 
 def get_timestep_embedding(
@@ -213,7 +299,7 @@ class MochiAttentionPool(nn.Module):
         self.to_kv = nn.Linear(embed_dim, 2 * embed_dim)
         self.to_q = nn.Linear(embed_dim, embed_dim)
         self.to_out = nn.Linear(embed_dim, self.output_dim)
-        self.attn = Attention(
+        self.attn = SequenceParallelAttention(
             num_heads=self.num_attention_heads,
             head_size=(embed_dim) // self.num_attention_heads,
             softmax_scale=1.0 / (((embed_dim) // self.num_attention_heads) ** 0.5),
@@ -306,6 +392,9 @@ class MochiAttention(nn.Module):
         out_bias: bool = True,
         context_pre_only: bool = False,
         eps: float = 1e-5,
+        *,
+        quant_config=None,
+        prefix="",
     ):
         super().__init__()
         from diffusers.models.normalization import MochiRMSNorm
@@ -322,24 +411,71 @@ class MochiAttention(nn.Module):
         self.norm_added_q = MochiRMSNorm(dim_head, eps, True)
         self.norm_added_k = MochiRMSNorm(dim_head, eps, True)
 
-        self.to_q = nn.Linear(query_dim, self.inner_dim, bias=bias)
-        self.to_k = nn.Linear(query_dim, self.inner_dim, bias=bias)
-        self.to_v = nn.Linear(query_dim, self.inner_dim, bias=bias)
+        self.to_q = ColumnParallelLinear(
+            query_dim, self.inner_dim, bias=bias, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_q"
+        )
+        self.to_k = ColumnParallelLinear(
+            query_dim, self.inner_dim, bias=bias, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_k"
+        )
+        self.to_v = ColumnParallelLinear(
+            query_dim, self.inner_dim, bias=bias, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_v"
+        )
 
-        self.add_k_proj = nn.Linear(added_kv_proj_dim, self.inner_dim, bias=added_proj_bias)
-        self.add_v_proj = nn.Linear(added_kv_proj_dim, self.inner_dim, bias=added_proj_bias)
+        self.add_k_proj = ColumnParallelLinear(
+            added_kv_proj_dim,
+            self.inner_dim,
+            bias=added_proj_bias,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.add_k_proj",
+        )
+        self.add_v_proj = ColumnParallelLinear(
+            added_kv_proj_dim,
+            self.inner_dim,
+            bias=added_proj_bias,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.add_v_proj",
+        )
         if self.context_pre_only is not None:
-            self.add_q_proj = nn.Linear(added_kv_proj_dim, self.inner_dim, bias=added_proj_bias)
+            self.add_q_proj = ColumnParallelLinear(
+                added_kv_proj_dim,
+                self.inner_dim,
+                bias=added_proj_bias,
+                return_bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.add_q_proj",
+            )
 
         self.to_out = nn.ModuleList([])
-        self.to_out.append(nn.Linear(self.inner_dim, self.out_dim, bias=out_bias))
+        self.to_out.append(
+            RowParallelLinear(
+                self.inner_dim,
+                self.out_dim,
+                bias=out_bias,
+                return_bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.to_out.0",
+            )
+        )
         self.to_out.append(nn.Dropout(dropout))
 
         if not self.context_pre_only:
-            self.to_add_out = nn.Linear(self.inner_dim, self.out_context_dim, bias=out_bias)
-        self.attn = Attention(
-            num_heads=self.heads, head_size=dim_head, softmax_scale=1.0 / (dim_head**0.5), causal=False
+            self.to_add_out = RowParallelLinear(
+                self.inner_dim,
+                self.out_context_dim,
+                bias=out_bias,
+                return_bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.to_add_out",
+            )
+        self.attn = SequenceParallelAttention(
+            num_heads=rank_share(self.heads, "heads"),
+            head_size=dim_head,
+            softmax_scale=1.0 / (dim_head**0.5),
+            causal=False,
         )
+        self.heads = rank_share(self.heads, "heads")
 
     def forward(
         self,
@@ -435,6 +571,8 @@ class MochiAttention(nn.Module):
 
         if hasattr(self, "to_add_out"):
             encoder_hidden_states = self.to_add_out(encoder_hidden_states)
+        else:
+            encoder_hidden_states = tensor_model_parallel_all_gather(encoder_hidden_states)
 
         return hidden_states, encoder_hidden_states
 
@@ -708,6 +846,9 @@ class MochiTransformerBlock(nn.Module):
         activation_fn: str = "swiglu",
         context_pre_only: bool = False,
         eps: float = 1e-6,
+        *,
+        quant_config=None,
+        prefix="",
     ) -> None:
         super().__init__()
 
@@ -737,6 +878,8 @@ class MochiTransformerBlock(nn.Module):
             out_context_dim=pooled_projection_dim,
             context_pre_only=context_pre_only,
             eps=1e-5,
+            quant_config=quant_config,
+            prefix=f"{prefix}.attn1",
         )
 
         # TODO(aryan): norm_context layers are not needed when `context_pre_only` is True
@@ -746,14 +889,23 @@ class MochiTransformerBlock(nn.Module):
         self.norm3 = MochiModulatedRMSNorm(eps)
         self.norm3_context = MochiModulatedRMSNorm(eps=eps) if not self.context_pre_only else None
 
-        self.ff = FeedForward(dim, inner_dim=self.ff_inner_dim, activation_fn=activation_fn, bias=False)
+        self.ff = ParallelFeedForward(
+            dim,
+            inner_dim=self.ff_inner_dim,
+            activation_fn=activation_fn,
+            bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.ff",
+        )
         self.ff_context = None
         if not context_pre_only:
-            self.ff_context = FeedForward(
+            self.ff_context = ParallelFeedForward(
                 pooled_projection_dim,
                 inner_dim=self.ff_context_inner_dim,
                 activation_fn=activation_fn,
                 bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.ff_context",
             )
 
         self.norm4 = MochiModulatedRMSNorm(eps=eps)
@@ -896,6 +1048,9 @@ class MochiTransformer3DModel(nn.Module):
 
     _repeated_blocks = ["MochiTransformerBlock"]
     _layerwise_offload_blocks_attrs = ["transformer_blocks"]
+    _hsdp_shard_conditions = [
+        lambda name, module: name.count(".") == 1 and name.split(".")[0] in ("transformer_blocks",)
+    ]
 
     def __init__(
         self,
@@ -914,6 +1069,7 @@ class MochiTransformer3DModel(nn.Module):
         od_config: OmniDiffusionConfig | None = None,
     ) -> None:
         super().__init__()
+        quant_config = getattr(od_config, "quantization_config", None)
         self.config = FrozenDict(
             patch_size=patch_size,
             num_attention_heads=num_attention_heads,
@@ -960,6 +1116,8 @@ class MochiTransformer3DModel(nn.Module):
                     qk_norm=qk_norm,
                     activation_fn=activation_fn,
                     context_pre_only=i == num_layers - 1,
+                    quant_config=quant_config,
+                    prefix=f"transformer_blocks.{i}",
                 )
                 for i in range(num_layers)
             ]
@@ -969,6 +1127,7 @@ class MochiTransformer3DModel(nn.Module):
         self.proj_out = nn.Linear(inner_dim, patch_size * patch_size * out_channels)
 
         self.gradient_checkpointing = False
+        self._sp_plan = attention_plan(self)
 
     def forward(
         self,

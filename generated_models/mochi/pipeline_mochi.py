@@ -181,7 +181,9 @@ class MochiPipeline(
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
-        refuse_parallelism(od_config, "MochiPipeline")
+        refuse_parallelism(
+            od_config, "MochiPipeline", {"tensor_parallel_size": "derived", "sequence_parallel_size": "verified"}
+        )
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

@@ -171,7 +171,9 @@ class OvisImagePipeline(
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
-        refuse_parallelism(od_config, "OvisImagePipeline")
+        refuse_parallelism(
+            od_config, "OvisImagePipeline", {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"}
+        )
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

@@ -16,8 +16,9 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/models/attention.py sha256 1c387653405148e18f0d7972542d7ced68dd14f626ad8d5a433d91a9bcdf74e8
 # Source: diffusers/models/transformers/pixart_transformer_2d.py sha256 acdaecb475e6863220beed0b8bb76b02c5909be9820fd99c410f7ce5dfa166df
-# Rules: attention-layer, attention-sites, block-metadata, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins, replace-logger, specialise-attention
+# Rules: attention-layer, attention-sites, block-metadata, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,8 +35,84 @@ from torch import nn
 from porter.runtime.diffusion.attention.backends.abstract import AttentionMetadata
 from porter.runtime.diffusion.attention.layer import Attention
 from porter.runtime.diffusion.data import OmniDiffusionConfig
+from porter.runtime.diffusion.distributed.parallel_state import (
+    get_sequence_parallel_rank,
+    get_sequence_parallel_world_size,
+)
+from porter.runtime.diffusion.distributed.sp_plan import SequenceParallelInput, SequenceParallelOutput
+from porter.runtime.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from porter.runtime.logger import init_logger
+from porter.runtime.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    RowParallelLinear,
+)
 from porter.runtime.model_executor.model_loader.weight_utils import default_weight_loader
+
+
+def rank_share(total: int, what: str) -> int:
+    """This rank's part of a number of heads or features.
+
+    Raises:
+        ValueError: it cannot be divided evenly.
+    """
+    ranks = get_tensor_model_parallel_world_size()
+    if total % ranks:
+        raise ValueError(f"{what} = {total} cannot be divided by tensor_parallel_size = {ranks}.")
+    return total // ranks
+
+
+def rank_heads(mask: torch.Tensor, batch_size: int, heads: int) -> torch.Tensor:
+    """This rank's heads of a mask (batch * heads of all ranks, ...); one that is made for its own stays as it is."""
+    ranks = get_tensor_model_parallel_world_size()
+    if ranks == 1 or mask.shape[0] != batch_size * heads * ranks:
+        return mask
+    return mask.unflatten(0, (batch_size, ranks, heads))[:, get_tensor_model_parallel_rank()].flatten(0, 1)
+
+
+class SequenceBoundary(nn.Module):
+    """Where attention is divided among ranks, or put together: the engine's hooks work on a module's result."""
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        return tensors if len(tensors) > 1 else tensors[0]
+
+
+class SequenceParallelAttention(nn.Module):
+    """The engine's ``Attention`` between two boundaries: (batch, sequence, heads, head size) in and out.
+
+    Each rank attends over the whole sequence with some of the heads, as after Ulysses' exchange; there is nothing to
+    exchange, since every rank has all queries, keys and values. Heads that cannot be divided evenly stay together.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.split = SequenceBoundary()
+        self.layer = Attention(**kwargs, skip_sequence_parallel=True)
+        self.join = SequenceBoundary()
+
+    def forward(self, query, key, value, attn_metadata=None):
+        ranks = get_sequence_parallel_world_size()
+        mask = getattr(attn_metadata, "attn_mask", None)
+        is_plain = mask is None or (isinstance(mask, torch.Tensor) and mask.dim() <= 4)
+        if ranks == 1 or not is_plain or query.shape[2] % ranks or key.shape[2] % ranks:
+            return self.layer(query, key, value, attn_metadata=attn_metadata)
+        if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:
+            part = mask.chunk(ranks, dim=1)[get_sequence_parallel_rank()]
+            attn_metadata = dataclasses.replace(attn_metadata, attn_mask=part)
+        query, key, value = self.split(query, key, value)
+        return self.join(self.layer(query, key, value, attn_metadata=attn_metadata))
+
+
+def attention_plan(model: nn.Module) -> dict[str, Any]:
+    """The sequence-parallel plan of a model: what goes into each of its attention layers, and what comes out."""
+    divided = SequenceParallelInput(split_dim=2, expected_dims=4, split_output=True)
+    plan: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SequenceParallelAttention):
+            plan[f"{name}.split"] = {0: divided, 1: divided, 2: divided}
+            plan[f"{name}.join"] = SequenceParallelOutput(gather_dim=2, expected_dims=4)
+    return plan
+
 
 logger = init_logger(__name__)
 
@@ -43,7 +120,7 @@ logger = init_logger(__name__)
 class GatedSelfAttentionDenseAttention(nn.Module):
     """``Attention`` of diffusers as GatedSelfAttentionDenseAttention needs it, with AttnProcessor2_0 as its forward."""
 
-    def __init__(self, query_dim: int, heads: int, dim_head: int):
+    def __init__(self, query_dim: int, heads: int, dim_head: int, *, quant_config=None, prefix=""):
         super().__init__()
 
         self.inner_dim = dim_head * heads
@@ -53,18 +130,52 @@ class GatedSelfAttentionDenseAttention(nn.Module):
 
         self.heads = heads
 
-        self.to_q = nn.Linear(query_dim, self.inner_dim, bias=False)
+        self.to_q = ColumnParallelLinear(
+            query_dim,
+            self.inner_dim,
+            bias=False,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.to_q",
+        )
 
         # only relevant for the `AddedKVProcessor` classes
-        self.to_k = nn.Linear(self.cross_attention_dim, self.inner_kv_dim, bias=False)
-        self.to_v = nn.Linear(self.cross_attention_dim, self.inner_kv_dim, bias=False)
+        self.to_k = ColumnParallelLinear(
+            self.cross_attention_dim,
+            self.inner_kv_dim,
+            bias=False,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.to_k",
+        )
+        self.to_v = ColumnParallelLinear(
+            self.cross_attention_dim,
+            self.inner_kv_dim,
+            bias=False,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.to_v",
+        )
 
         self.to_out = nn.ModuleList([])
-        self.to_out.append(nn.Linear(self.inner_dim, self.out_dim, bias=True))
-        self.to_out.append(nn.Dropout(0.0))
-        self.attn = Attention(
-            num_heads=self.heads, head_size=dim_head, softmax_scale=1.0 / (dim_head**0.5), causal=False
+        self.to_out.append(
+            RowParallelLinear(
+                self.inner_dim,
+                self.out_dim,
+                bias=True,
+                return_bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.to_out.0",
+            )
         )
+        self.to_out.append(nn.Dropout(0.0))
+        self.attn = SequenceParallelAttention(
+            num_heads=rank_share(self.heads, "heads"),
+            head_size=dim_head,
+            softmax_scale=1.0 / (dim_head**0.5),
+            causal=False,
+        )
+        self.heads = rank_share(self.heads, "heads")
 
     def forward(
         self,
@@ -105,7 +216,9 @@ class GatedSelfAttentionDenseAttention(nn.Module):
             attention_mask = self.prepare_attention_mask(attention_mask, sequence_length, batch_size)
             # scaled_dot_product_attention expects attention_mask shape to be
             # (batch, heads, source_length, target_length)
-            attention_mask = attention_mask.view(batch_size, self.heads, -1, attention_mask.shape[-1])
+            attention_mask = rank_heads(attention_mask, batch_size, self.heads).view(
+                batch_size, self.heads, -1, attention_mask.shape[-1]
+            )
 
         query = self.to_q(hidden_states)
 
@@ -208,14 +321,18 @@ class GatedSelfAttentionDense(nn.Module):
         d_head (`int`): The number of channels in each head.
     """
 
-    def __init__(self, query_dim: int, context_dim: int, n_heads: int, d_head: int):
+    def __init__(self, query_dim: int, context_dim: int, n_heads: int, d_head: int, *, quant_config=None, prefix=""):
         super().__init__()
 
         # we need a linear projection since we need cat visual feature and obj feature
         self.linear = nn.Linear(context_dim, query_dim)
 
-        self.attn = GatedSelfAttentionDenseAttention(query_dim=query_dim, heads=n_heads, dim_head=d_head)
-        self.ff = FeedForward(query_dim, activation_fn="geglu")
+        self.attn = GatedSelfAttentionDenseAttention(
+            query_dim=query_dim, heads=n_heads, dim_head=d_head, quant_config=quant_config, prefix=f"{prefix}.attn"
+        )
+        self.ff = ParallelFeedForward(
+            query_dim, activation_fn="geglu", quant_config=quant_config, prefix=f"{prefix}.ff"
+        )
 
         self.norm1 = nn.LayerNorm(query_dim)
         self.norm2 = nn.LayerNorm(query_dim)
@@ -250,6 +367,9 @@ class BasicCrossAttention(nn.Module):
         dropout: float,
         bias: bool,
         out_bias: bool,
+        *,
+        quant_config=None,
+        prefix="",
     ):
         super().__init__()
 
@@ -260,18 +380,47 @@ class BasicCrossAttention(nn.Module):
 
         self.heads = heads
 
-        self.to_q = nn.Linear(query_dim, self.inner_dim, bias=bias)
+        self.to_q = ColumnParallelLinear(
+            query_dim, self.inner_dim, bias=bias, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_q"
+        )
 
         # only relevant for the `AddedKVProcessor` classes
-        self.to_k = nn.Linear(self.cross_attention_dim, self.inner_kv_dim, bias=bias)
-        self.to_v = nn.Linear(self.cross_attention_dim, self.inner_kv_dim, bias=bias)
+        self.to_k = ColumnParallelLinear(
+            self.cross_attention_dim,
+            self.inner_kv_dim,
+            bias=bias,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.to_k",
+        )
+        self.to_v = ColumnParallelLinear(
+            self.cross_attention_dim,
+            self.inner_kv_dim,
+            bias=bias,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.to_v",
+        )
 
         self.to_out = nn.ModuleList([])
-        self.to_out.append(nn.Linear(self.inner_dim, self.out_dim, bias=out_bias))
-        self.to_out.append(nn.Dropout(dropout))
-        self.attn = Attention(
-            num_heads=self.heads, head_size=dim_head, softmax_scale=1.0 / (dim_head**0.5), causal=False
+        self.to_out.append(
+            RowParallelLinear(
+                self.inner_dim,
+                self.out_dim,
+                bias=out_bias,
+                return_bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.to_out.0",
+            )
         )
+        self.to_out.append(nn.Dropout(dropout))
+        self.attn = SequenceParallelAttention(
+            num_heads=rank_share(self.heads, "heads"),
+            head_size=dim_head,
+            softmax_scale=1.0 / (dim_head**0.5),
+            causal=False,
+        )
+        self.heads = rank_share(self.heads, "heads")
 
     def forward(
         self,
@@ -312,7 +461,9 @@ class BasicCrossAttention(nn.Module):
             attention_mask = self.prepare_attention_mask(attention_mask, sequence_length, batch_size)
             # scaled_dot_product_attention expects attention_mask shape to be
             # (batch, heads, source_length, target_length)
-            attention_mask = attention_mask.view(batch_size, self.heads, -1, attention_mask.shape[-1])
+            attention_mask = rank_heads(attention_mask, batch_size, self.heads).view(
+                batch_size, self.heads, -1, attention_mask.shape[-1]
+            )
 
         query = self.to_q(hidden_states)
 
@@ -453,7 +604,7 @@ class BasicTransformerBlock(nn.Module):
         double_self_attention: bool = False,
         upcast_attention: bool = False,
         norm_elementwise_affine: bool = True,
-        norm_type: str = "layer_norm",  # 'layer_norm', 'ada_norm', 'ada_norm_zero', 'ada_norm_single', 'ada_norm_continuous', 'layer_norm_i2vgen'
+        norm_type: str = "layer_norm",
         norm_eps: float = 1e-5,
         final_dropout: bool = False,
         attention_type: str = "default",
@@ -464,6 +615,9 @@ class BasicTransformerBlock(nn.Module):
         ff_inner_dim: int | None = None,
         ff_bias: bool = True,
         attention_out_bias: bool = True,
+        *,
+        quant_config=None,
+        prefix="",
     ):
         super().__init__()
         self.dim = dim
@@ -531,6 +685,8 @@ class BasicTransformerBlock(nn.Module):
             bias=attention_bias,
             cross_attention_dim=cross_attention_dim if only_cross_attention else None,
             out_bias=attention_out_bias,
+            quant_config=quant_config,
+            prefix=f"{prefix}.attn1",
         )
 
         # 2. Cross-Attn
@@ -560,6 +716,8 @@ class BasicTransformerBlock(nn.Module):
                 dropout=dropout,
                 bias=attention_bias,
                 out_bias=attention_out_bias,
+                quant_config=quant_config,
+                prefix=f"{prefix}.attn2",
             )  # is self-attn if encoder_hidden_states is none
         else:
             if norm_type == "ada_norm_single":  # For Latte
@@ -584,18 +742,27 @@ class BasicTransformerBlock(nn.Module):
         elif norm_type == "layer_norm_i2vgen":
             self.norm3 = None
 
-        self.ff = FeedForward(
+        self.ff = ParallelFeedForward(
             dim,
             dropout=dropout,
             activation_fn=activation_fn,
             final_dropout=final_dropout,
             inner_dim=ff_inner_dim,
             bias=ff_bias,
+            quant_config=quant_config,
+            prefix=f"{prefix}.ff",
         )
 
         # 4. Fuser
         if attention_type == "gated" or attention_type == "gated-text-image":
-            self.fuser = GatedSelfAttentionDense(dim, cross_attention_dim, num_attention_heads, attention_head_dim)
+            self.fuser = GatedSelfAttentionDense(
+                dim,
+                cross_attention_dim,
+                num_attention_heads,
+                attention_head_dim,
+                quant_config=quant_config,
+                prefix=f"{prefix}.fuser",
+            )
 
         # 5. Scale-shift for PixArt-Alpha.
         if norm_type == "ada_norm_single":
@@ -787,6 +954,24 @@ class FeedForward(nn.Module):
         return hidden_states
 
 
+class ParallelFeedForward(FeedForward):
+    """diffusers' ``FeedForward``, split over the ranks: its first projection by outputs, its last by inputs."""
+
+    def __init__(self, *args: Any, quant_config: Any = None, prefix: str = "", **kwargs: Any) -> None:
+        with torch.device("meta"):  # the projections are made anew below
+            super().__init__(*args, **kwargs)
+        up, down = self.net[0].proj, self.net[2]
+        halves = 2 if up.out_features > down.in_features else 1  # a gate lies behind what it gates
+        kept = {"return_bias": False, "quant_config": quant_config}
+        rank_share(down.in_features, "width of a feed-forward")
+        self.net[0].proj = MergedColumnParallelLinear(
+            up.in_features, [down.in_features] * halves, up.bias is not None, prefix=f"{prefix}.net.0.proj", **kept
+        )
+        self.net[2] = RowParallelLinear(
+            down.in_features, down.out_features, down.bias is not None, prefix=f"{prefix}.net.2", **kept
+        )
+
+
 class PixArtTransformer2DModel(nn.Module):
     r"""
     A 2D Transformer model as introduced in PixArt family of models (https://huggingface.co/papers/2310.00426,
@@ -837,6 +1022,9 @@ class PixArtTransformer2DModel(nn.Module):
 
     _repeated_blocks = ["BasicTransformerBlock"]
     _layerwise_offload_blocks_attrs = ["transformer_blocks"]
+    _hsdp_shard_conditions = [
+        lambda name, module: name.count(".") == 1 and name.split(".")[0] in ("transformer_blocks",)
+    ]
 
     def __init__(
         self,
@@ -864,6 +1052,7 @@ class PixArtTransformer2DModel(nn.Module):
         od_config: OmniDiffusionConfig | None = None,
     ):
         super().__init__()
+        quant_config = getattr(od_config, "quantization_config", None)
         self.config = FrozenDict(
             num_attention_heads=num_attention_heads,
             attention_head_dim=attention_head_dim,
@@ -945,8 +1134,10 @@ class PixArtTransformer2DModel(nn.Module):
                     norm_elementwise_affine=self.config.norm_elementwise_affine,
                     norm_eps=self.config.norm_eps,
                     attention_type=self.config.attention_type,
+                    quant_config=quant_config,
+                    prefix=f"transformer_blocks.{index}",
                 )
-                for _ in range(self.config.num_layers)
+                for index in range(self.config.num_layers)
             ]
         )
 
@@ -963,6 +1154,7 @@ class PixArtTransformer2DModel(nn.Module):
             self.caption_projection = PixArtAlphaTextProjection(
                 in_features=self.config.caption_channels, hidden_size=self.inner_dim
             )
+        self._sp_plan = attention_plan(self)
 
     def forward(
         self,

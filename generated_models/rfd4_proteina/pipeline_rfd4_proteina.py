@@ -1105,7 +1105,11 @@ class RFD4ProteinaPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
-        refuse_parallelism(od_config, "RFD4ProteinaPipeline")
+        refuse_parallelism(
+            od_config,
+            "RFD4ProteinaPipeline",
+            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+        )
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

@@ -16,8 +16,9 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/models/attention.py sha256 1c387653405148e18f0d7972542d7ced68dd14f626ad8d5a433d91a9bcdf74e8
 # Source: diffusers/models/transformers/transformer_sd3.py sha256 ac1a1f5c63711f0fc301ef8a0c6a2c70c1085baf80f41b467240ac77b6826e15
-# Rules: attention-layer, attention-sites, block-metadata, engine-ada-layer-norm, engine-rms-norm, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins, specialise-attention
+# Rules: attention-layer, attention-sites, block-metadata, engine-ada-layer-norm, engine-rms-norm, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,10 +39,77 @@ from torch import nn
 
 from porter.runtime.diffusion.attention.layer import Attention
 from porter.runtime.diffusion.data import OmniDiffusionConfig
+from porter.runtime.diffusion.distributed.parallel_state import (
+    get_sequence_parallel_rank,
+    get_sequence_parallel_world_size,
+)
+from porter.runtime.diffusion.distributed.sp_plan import SequenceParallelInput, SequenceParallelOutput
 from porter.runtime.diffusion.layers.adalayernorm import AdaLayerNormContinuous as OmniAdaLayerNormContinuous
 from porter.runtime.diffusion.layers.adalayernorm import AdaLayerNormZero as OmniAdaLayerNormZero
+from porter.runtime.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 from porter.runtime.model_executor.layers.layernorm import RMSNorm as VllmRMSNorm
+from porter.runtime.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    RowParallelLinear,
+)
 from porter.runtime.model_executor.model_loader.weight_utils import default_weight_loader
+
+
+def rank_share(total: int, what: str) -> int:
+    """This rank's part of a number of heads or features.
+
+    Raises:
+        ValueError: it cannot be divided evenly.
+    """
+    ranks = get_tensor_model_parallel_world_size()
+    if total % ranks:
+        raise ValueError(f"{what} = {total} cannot be divided by tensor_parallel_size = {ranks}.")
+    return total // ranks
+
+
+class SequenceBoundary(nn.Module):
+    """Where attention is divided among ranks, or put together: the engine's hooks work on a module's result."""
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        return tensors if len(tensors) > 1 else tensors[0]
+
+
+class SequenceParallelAttention(nn.Module):
+    """The engine's ``Attention`` between two boundaries: (batch, sequence, heads, head size) in and out.
+
+    Each rank attends over the whole sequence with some of the heads, as after Ulysses' exchange; there is nothing to
+    exchange, since every rank has all queries, keys and values. Heads that cannot be divided evenly stay together.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.split = SequenceBoundary()
+        self.layer = Attention(**kwargs, skip_sequence_parallel=True)
+        self.join = SequenceBoundary()
+
+    def forward(self, query, key, value, attn_metadata=None):
+        ranks = get_sequence_parallel_world_size()
+        mask = getattr(attn_metadata, "attn_mask", None)
+        is_plain = mask is None or (isinstance(mask, torch.Tensor) and mask.dim() <= 4)
+        if ranks == 1 or not is_plain or query.shape[2] % ranks or key.shape[2] % ranks:
+            return self.layer(query, key, value, attn_metadata=attn_metadata)
+        if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:
+            part = mask.chunk(ranks, dim=1)[get_sequence_parallel_rank()]
+            attn_metadata = dataclasses.replace(attn_metadata, attn_mask=part)
+        query, key, value = self.split(query, key, value)
+        return self.join(self.layer(query, key, value, attn_metadata=attn_metadata))
+
+
+def attention_plan(model: nn.Module) -> dict[str, Any]:
+    """The sequence-parallel plan of a model: what goes into each of its attention layers, and what comes out."""
+    divided = SequenceParallelInput(split_dim=2, expected_dims=4, split_output=True)
+    plan: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SequenceParallelAttention):
+            plan[f"{name}.split"] = {0: divided, 1: divided, 2: divided}
+            plan[f"{name}.join"] = SequenceParallelOutput(gather_dim=2, expected_dims=4)
+    return plan
 
 
 class JointAttention(nn.Module):
@@ -55,6 +123,9 @@ class JointAttention(nn.Module):
         added_kv_proj_dim: int | None,
         out_dim: int,
         context_pre_only,
+        *,
+        quant_config=None,
+        prefix="",
     ):
         super().__init__()
 
@@ -91,21 +162,74 @@ class JointAttention(nn.Module):
                 f"unknown qk_norm: {qk_norm}. Should be one of None, 'layer_norm', 'fp32_layer_norm', 'layer_norm_across_heads', 'rms_norm', 'rms_norm_across_heads', 'l2'."
             )
 
-        self.to_q = nn.Linear(query_dim, self.inner_dim, bias=True)
+        self.to_q = ColumnParallelLinear(
+            query_dim, self.inner_dim, bias=True, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_q"
+        )
 
         # only relevant for the `AddedKVProcessor` classes
-        self.to_k = nn.Linear(self.cross_attention_dim, self.inner_kv_dim, bias=True)
-        self.to_v = nn.Linear(self.cross_attention_dim, self.inner_kv_dim, bias=True)
-        self.add_k_proj = nn.Linear(added_kv_proj_dim, self.inner_kv_dim, bias=True)
-        self.add_v_proj = nn.Linear(added_kv_proj_dim, self.inner_kv_dim, bias=True)
-        self.add_q_proj = nn.Linear(added_kv_proj_dim, self.inner_dim, bias=True)
+        self.to_k = ColumnParallelLinear(
+            self.cross_attention_dim,
+            self.inner_kv_dim,
+            bias=True,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.to_k",
+        )
+        self.to_v = ColumnParallelLinear(
+            self.cross_attention_dim,
+            self.inner_kv_dim,
+            bias=True,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.to_v",
+        )
+        self.add_k_proj = ColumnParallelLinear(
+            added_kv_proj_dim,
+            self.inner_kv_dim,
+            bias=True,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.add_k_proj",
+        )
+        self.add_v_proj = ColumnParallelLinear(
+            added_kv_proj_dim,
+            self.inner_kv_dim,
+            bias=True,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.add_v_proj",
+        )
+        self.add_q_proj = ColumnParallelLinear(
+            added_kv_proj_dim,
+            self.inner_dim,
+            bias=True,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.add_q_proj",
+        )
 
         self.to_out = nn.ModuleList([])
-        self.to_out.append(nn.Linear(self.inner_dim, self.out_dim, bias=True))
+        self.to_out.append(
+            RowParallelLinear(
+                self.inner_dim,
+                self.out_dim,
+                bias=True,
+                return_bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.to_out.0",
+            )
+        )
         self.to_out.append(nn.Dropout(0.0))
 
         if not self.context_pre_only:
-            self.to_add_out = nn.Linear(self.inner_dim, self.out_context_dim, bias=True)
+            self.to_add_out = RowParallelLinear(
+                self.inner_dim,
+                self.out_context_dim,
+                bias=True,
+                return_bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.to_add_out",
+            )
         else:
             self.to_add_out = None
 
@@ -128,9 +252,13 @@ class JointAttention(nn.Module):
         else:
             self.norm_added_q = None
             self.norm_added_k = None
-        self.attn = Attention(
-            num_heads=self.heads, head_size=dim_head, softmax_scale=1.0 / (dim_head**0.5), causal=False
+        self.attn = SequenceParallelAttention(
+            num_heads=rank_share(self.heads, "heads"),
+            head_size=dim_head,
+            softmax_scale=1.0 / (dim_head**0.5),
+            causal=False,
         )
+        self.heads = rank_share(self.heads, "heads")
 
     def forward(
         self,
@@ -213,6 +341,8 @@ class JointAttention(nn.Module):
             )
             if not self.context_pre_only:
                 encoder_hidden_states = self.to_add_out(encoder_hidden_states)
+            else:
+                encoder_hidden_states = tensor_model_parallel_all_gather(encoder_hidden_states)
 
         # linear proj
         hidden_states = self.to_out[0](hidden_states)
@@ -228,7 +358,9 @@ class JointAttention(nn.Module):
 class JointAttention2(nn.Module):
     """``Attention`` of diffusers as JointAttention2 needs it, with JointAttnProcessor2_0 as its forward."""
 
-    def __init__(self, query_dim: int, dim_head: int, qk_norm: str | None, out_dim: int):
+    def __init__(
+        self, query_dim: int, dim_head: int, qk_norm: str | None, out_dim: int, *, quant_config=None, prefix=""
+    ):
         super().__init__()
 
         self.inner_dim = out_dim
@@ -262,23 +394,52 @@ class JointAttention2(nn.Module):
                 f"unknown qk_norm: {qk_norm}. Should be one of None, 'layer_norm', 'fp32_layer_norm', 'layer_norm_across_heads', 'rms_norm', 'rms_norm_across_heads', 'l2'."
             )
 
-        self.to_q = nn.Linear(query_dim, self.inner_dim, bias=True)
+        self.to_q = ColumnParallelLinear(
+            query_dim, self.inner_dim, bias=True, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_q"
+        )
 
         # only relevant for the `AddedKVProcessor` classes
-        self.to_k = nn.Linear(self.cross_attention_dim, self.inner_kv_dim, bias=True)
-        self.to_v = nn.Linear(self.cross_attention_dim, self.inner_kv_dim, bias=True)
+        self.to_k = ColumnParallelLinear(
+            self.cross_attention_dim,
+            self.inner_kv_dim,
+            bias=True,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.to_k",
+        )
+        self.to_v = ColumnParallelLinear(
+            self.cross_attention_dim,
+            self.inner_kv_dim,
+            bias=True,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.to_v",
+        )
         self.add_q_proj = None
         self.add_k_proj = None
         self.add_v_proj = None
 
         self.to_out = nn.ModuleList([])
-        self.to_out.append(nn.Linear(self.inner_dim, self.out_dim, bias=True))
+        self.to_out.append(
+            RowParallelLinear(
+                self.inner_dim,
+                self.out_dim,
+                bias=True,
+                return_bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.to_out.0",
+            )
+        )
         self.to_out.append(nn.Dropout(0.0))
 
         self.to_add_out = None
-        self.attn = Attention(
-            num_heads=self.heads, head_size=dim_head, softmax_scale=1.0 / (dim_head**0.5), causal=False
+        self.attn = SequenceParallelAttention(
+            num_heads=rank_share(self.heads, "heads"),
+            head_size=dim_head,
+            softmax_scale=1.0 / (dim_head**0.5),
+            causal=False,
         )
+        self.heads = rank_share(self.heads, "heads")
 
     def forward(
         self,
@@ -389,6 +550,9 @@ class JointTransformerBlock(nn.Module):
         context_pre_only: bool = False,
         qk_norm: str | None = None,
         use_dual_attention: bool = False,
+        *,
+        quant_config=None,
+        prefix="",
     ):
         super().__init__()
 
@@ -419,19 +583,36 @@ class JointTransformerBlock(nn.Module):
             out_dim=dim,
             context_pre_only=context_pre_only,
             qk_norm=qk_norm,
+            quant_config=quant_config,
+            prefix=f"{prefix}.attn",
         )
 
         if use_dual_attention:
-            self.attn2 = JointAttention2(query_dim=dim, dim_head=attention_head_dim, out_dim=dim, qk_norm=qk_norm)
+            self.attn2 = JointAttention2(
+                query_dim=dim,
+                dim_head=attention_head_dim,
+                out_dim=dim,
+                qk_norm=qk_norm,
+                quant_config=quant_config,
+                prefix=f"{prefix}.attn2",
+            )
         else:
             self.attn2 = None
 
         self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.ff = FeedForward(dim=dim, dim_out=dim, activation_fn="gelu-approximate")
+        self.ff = ParallelFeedForward(
+            dim=dim, dim_out=dim, activation_fn="gelu-approximate", quant_config=quant_config, prefix=f"{prefix}.ff"
+        )
 
         if not context_pre_only:
             self.norm2_context = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-            self.ff_context = FeedForward(dim=dim, dim_out=dim, activation_fn="gelu-approximate")
+            self.ff_context = ParallelFeedForward(
+                dim=dim,
+                dim_out=dim,
+                activation_fn="gelu-approximate",
+                quant_config=quant_config,
+                prefix=f"{prefix}.ff_context",
+            )
         else:
             self.norm2_context = None
             self.ff_context = None
@@ -563,6 +744,24 @@ class FeedForward(nn.Module):
         return hidden_states
 
 
+class ParallelFeedForward(FeedForward):
+    """diffusers' ``FeedForward``, split over the ranks: its first projection by outputs, its last by inputs."""
+
+    def __init__(self, *args: Any, quant_config: Any = None, prefix: str = "", **kwargs: Any) -> None:
+        with torch.device("meta"):  # the projections are made anew below
+            super().__init__(*args, **kwargs)
+        up, down = self.net[0].proj, self.net[2]
+        halves = 2 if up.out_features > down.in_features else 1  # a gate lies behind what it gates
+        kept = {"return_bias": False, "quant_config": quant_config}
+        rank_share(down.in_features, "width of a feed-forward")
+        self.net[0].proj = MergedColumnParallelLinear(
+            up.in_features, [down.in_features] * halves, up.bias is not None, prefix=f"{prefix}.net.0.proj", **kept
+        )
+        self.net[2] = RowParallelLinear(
+            down.in_features, down.out_features, down.bias is not None, prefix=f"{prefix}.net.2", **kept
+        )
+
+
 class SD3Transformer2DModel(nn.Module):
     """
     The Transformer model introduced in [Stable Diffusion 3](https://huggingface.co/papers/2403.03206).
@@ -599,6 +798,9 @@ class SD3Transformer2DModel(nn.Module):
 
     _repeated_blocks = ["JointTransformerBlock"]
     _layerwise_offload_blocks_attrs = ["transformer_blocks"]
+    _hsdp_shard_conditions = [
+        lambda name, module: name.count(".") == 1 and name.split(".")[0] in ("transformer_blocks",)
+    ]
 
     def __init__(
         self,
@@ -620,6 +822,7 @@ class SD3Transformer2DModel(nn.Module):
         od_config: OmniDiffusionConfig | None = None,
     ):
         super().__init__()
+        quant_config = getattr(od_config, "quantization_config", None)
         self.config = FrozenDict(
             sample_size=sample_size,
             patch_size=patch_size,
@@ -660,6 +863,8 @@ class SD3Transformer2DModel(nn.Module):
                     context_pre_only=i == num_layers - 1,
                     qk_norm=qk_norm,
                     use_dual_attention=True if i in dual_attention_layers else False,
+                    quant_config=quant_config,
+                    prefix=f"transformer_blocks.{i}",
                 )
                 for i in range(num_layers)
             ]
@@ -669,6 +874,7 @@ class SD3Transformer2DModel(nn.Module):
         self.proj_out = nn.Linear(self.inner_dim, patch_size * patch_size * self.out_channels, bias=True)
 
         self.gradient_checkpointing = False
+        self._sp_plan = attention_plan(self)
 
     def forward(
         self,

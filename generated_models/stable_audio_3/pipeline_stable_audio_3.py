@@ -171,7 +171,11 @@ class StableAudio3Pipeline(
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = "") -> None:
         super().__init__()
-        refuse_parallelism(od_config, "StableAudio3Pipeline")
+        refuse_parallelism(
+            od_config,
+            "StableAudio3Pipeline",
+            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+        )
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

@@ -177,7 +177,9 @@ class WanPipeline(
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
-        refuse_parallelism(od_config, "WanPipeline")
+        refuse_parallelism(
+            od_config, "WanPipeline", {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"}
+        )
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = []

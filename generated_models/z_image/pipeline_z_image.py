@@ -149,7 +149,9 @@ class ZImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Di
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
-        refuse_parallelism(od_config, "ZImagePipeline")
+        refuse_parallelism(
+            od_config, "ZImagePipeline", {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"}
+        )
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

@@ -27,6 +27,7 @@ from porter.rules.engine import Context, Rule, method, parameters, walk, with_me
 from porter.rules.fold import NOT_NONE
 from porter.rules.model.classic_attention import ClassicAttention, class_name
 from porter.rules.model.processors import FoldProcessor
+from porter.rules.model.sequence_parallel import helpers
 from porter.rules.model.sites import AttentionSites, plan_for
 from porter.source import Definition, SourceTree
 
@@ -319,6 +320,33 @@ def _append(example: Example, texts: list[str]) -> None:
         example.parsed = cst.parse_module(example.parsed.code + "".join(f"\n\n{text}" for text in texts))
 
 
+def _tensor_parallel(rule: type[Rule], example: Example) -> None:
+    """The rule sees all definitions of a file at once; what it puts before them is kept apart."""
+    result = rule().apply(list(example.parsed.body))  # type: ignore[attr-defined]
+    example.parsed = example.parsed.with_changes(body=result.nodes)
+    if result.changed:
+        example.ctx.used(rule())
+    example.ctx.imports |= result.imports
+    example.ctx.extra |= {helper.name.value: helper for helper in result.helpers}
+
+
+def _sequence_parallel(rule: type[Rule], example: Example) -> None:
+    """As for tensor parallelism."""
+    nodes, changed = rule().apply(list(example.parsed.body))  # type: ignore[attr-defined]
+    if changed:
+        example.parsed = example.parsed.with_changes(body=nodes)
+        example.ctx.used(rule())
+        example.ctx.extra |= {helper.name.value: helper for helper in helpers()}
+
+
+def _thread_quantization(rule: type[Rule], example: Example) -> None:
+    """As for tensor parallelism."""
+    nodes, changed = rule().apply(list(example.parsed.body))  # type: ignore[attr-defined]
+    if changed:
+        example.parsed = example.parsed.with_changes(body=nodes)
+        example.ctx.used(rule())
+
+
 RUNNERS: dict[str, Callable[[type[Rule], Example], None]] = {
     "AttentionLayer": _attention_layer,
     "AttentionSites": _attention_sites,
@@ -330,5 +358,8 @@ RUNNERS: dict[str, Callable[[type[Rule], Example], None]] = {
     "GuidedPrediction": _steps,
     "StepExecution": _steps,
     "PostProcessHook": _post_process,
+    "SequenceParallel": _sequence_parallel,
+    "TensorParallel": _tensor_parallel,
+    "ThreadQuantization": _thread_quantization,
     "PreProcessHook": _pre_process,
 }

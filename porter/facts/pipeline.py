@@ -52,6 +52,7 @@ class PipelineFacts:
         dropped: call parameters that a port does not have.
         kept: transformers that stay diffusers' own class, with the reason.
         argument_classes: classes of the same file whose instances a caller hands in.
+        parallel: what the converter derived of parallel features for its models, by name; see ``facts/evidence.py``.
     """
 
     definition: Definition
@@ -61,6 +62,7 @@ class PipelineFacts:
     dropped: list[str]
     kept: dict[str, str]
     argument_classes: frozenset[str] = frozenset()
+    parallel: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

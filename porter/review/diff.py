@@ -13,6 +13,7 @@ from porter.port import Converter, Port
 from porter.review.lines import changes
 from porter.review.steps import explain, safety_of
 from porter.rules.build import PortedFile
+from porter.rules.model.parallel_helpers import helper_names
 from porter.source import Definition, SourceTree
 from porter.targets import get_target
 
@@ -166,6 +167,8 @@ def _hunk(file: str, line: int, name: str, after: list[str], steps: list[str]) -
 def _template(name: str, node: Node) -> str:
     if isinstance(node, ast.If | ast.Try):
         return "fold-conditions"
+    if name in helper_names():
+        return "template:parallel"
     return "template:pre_process" if name.endswith("_pre_process_func") else "template:post_process"
 
 

@@ -19,6 +19,7 @@ OTHERS = {
     "template:support": "What the pipelines of a family share: request arguments, loading of components.",
     "template:stepwise": "How requests take turns: their states, their steps, both branches of their guidance.",
     "template:__init__": "Makes the family a package.",
+    "template:parallel": "What modules that are split over ranks share: a rank's part of heads, norms and tables.",
     "template:example": "A script that runs the port.",
     "template:pre_process": "Preparation of images, taken out of the call: the engine runs it before the model.",
     "template:post_process": "Conversion of the result, taken out of the call: the engine runs it after the model.",

@@ -10,6 +10,7 @@ from typing import Any
 import libcst as cst
 
 from porter.facts.attention import uses_attention
+from porter.facts.evidence import Feature
 from porter.rules.engine import BESIDE, Context, Residue, code, names_in, rename, visit
 from porter.rules.fold import UNKNOWN, Facts, fold
 from porter.rules.history import History, Recorder
@@ -33,6 +34,7 @@ class PortedFile:
         relative: names that come from another file of the family: name to its module stem.
         sources: the source modules that the file was made from, the main one first.
         vendored: names taken over because the target's diffusers lacks them.
+        features: parallel features of a model's file, by name.
         histories: what each definition became step by step, by its name in the port, where that was asked for.
     """
 
@@ -45,6 +47,7 @@ class PortedFile:
     dropped: list[str] = field(default_factory=list)
     vendored: list[str] = field(default_factory=list)
     histories: dict[str, History] = field(default_factory=dict)
+    features: dict[str, Feature] = field(default_factory=dict)
 
 
 Rewrite = Callable[[Definition, Context], Any]

@@ -245,7 +245,12 @@ class RegisterToConfig(Rule):
 
 
 class LayerwiseBlocks(Rule):
-    """Name the lists of repeated blocks: ``_repeated_blocks`` (compile) and ``_layerwise_offload_blocks_attrs``."""
+    """Name the repeated blocks: what is compiled, offloaded layer by layer, and sharded block by block (HSDP).
+
+    ``_repeated_blocks`` are classes, ``_layerwise_offload_blocks_attrs`` attributes; ``_hsdp_shard_conditions`` say of
+    a submodule, by its name, whether it is one of the blocks. Without the first the engine compiles nothing, without
+    the others it refuses.
+    """
 
     name = "block-metadata"
     safety = SURFACE
@@ -260,6 +265,7 @@ class LayerwiseBlocks(Rule):
         class ExampleTransformer2DModel(ModelMixin):
             _repeated_blocks = ["ExampleBlock"]
             _layerwise_offload_blocks_attrs = ["blocks"]
+            _hsdp_shard_conditions = [lambda name, module: name.startswith("blocks.")]
 
             def __init__(self, dim, num_layers):
                 super().__init__()
@@ -279,6 +285,9 @@ class LayerwiseBlocks(Rule):
             class ExampleTransformer2DModel(ModelMixin):
                 _repeated_blocks = ["ExampleBlock"]
                 _layerwise_offload_blocks_attrs = ["blocks"]
+                _hsdp_shard_conditions = [
+                    lambda name, module: name.count(".") == 1 and name.split(".")[0] in ("blocks",)
+                ]
 
                 def __init__(self, dim, num_layers):
                     super().__init__()
@@ -299,6 +308,12 @@ class LayerwiseBlocks(Rule):
             added += f"_repeated_blocks = {classes!r}\n"
         if lists and "_layerwise_offload_blocks_attrs" not in present:
             added += f"_layerwise_offload_blocks_attrs = {lists!r}\n"
+        if lists and "_hsdp_shard_conditions" not in present:
+            held = ", ".join(f"{name!r}" for name in lists) + ("," if len(lists) == 1 else "")
+            added += (
+                "_hsdp_shard_conditions = "
+                f"[lambda name, module: name.count('.') == 1 and name.split('.')[0] in ({held})]\n"
+            )
         if not added:
             return updated
         body = list(updated.body.body)

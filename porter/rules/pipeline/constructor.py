@@ -132,7 +132,7 @@ class PipelineConstructor(Rule):
         ctx.need(SUPPORT, "refuse_parallelism")
         lines = [
             "super().__init__()",
-            f'refuse_parallelism(od_config, "{self.facts.name}")',
+            f'refuse_parallelism(od_config, "{self.facts.name}"{self._parallel()})',
             "self.od_config = od_config",
             "self.device = get_local_device()",
         ]
@@ -146,6 +146,11 @@ class PipelineConstructor(Rule):
         for component in self.facts.components:
             lines += self._transformer(ctx, component) if component.converted else [self._loaded(ctx, component)]
         return "\n".join(lines) + "\n"
+
+    def _parallel(self) -> str:
+        """What was derived for the pipeline's models: verified, derived, or why not."""
+        found = {f"{name}_size": state for name, state in self.facts.parallel.items()}
+        return f", {found!r}" if found else ""
 
     def _reads_undeclared(self, component: Component) -> bool:
         read = re.findall(rf"self\.{component.name}\.config\.(\w+)", self.facts.definition.code)

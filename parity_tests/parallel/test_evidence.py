@@ -1,0 +1,64 @@
+"""When a pipeline may run on several ranks: what was proven, and for which plan."""
+
+from __future__ import annotations
+
+import ast
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from porter.emit.templates import fill
+from porter.facts import evidence
+from porter.facts.evidence import Feature, state, together
+
+
+@pytest.fixture
+def proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {
+        "A": {"tensor_parallel": {"passed": True, "fingerprint": "1"}},
+        "B": {"tensor_parallel": {"passed": False}},
+    }
+    monkeypatch.setattr(evidence, "_evidence", lambda: found)
+
+
+def test_a_proof_holds_for_the_plan_it_was_made_with(proven):
+    assert state("A", "tensor_parallel", Feature("derived", fingerprint="1")) == "verified"
+    assert state("A", "tensor_parallel", Feature("derived", fingerprint="2")) == "derived"
+    assert state("B", "tensor_parallel", Feature("derived", fingerprint="1")) == "derived"
+    assert state("A", "tensor_parallel", Feature("refused", "no heads")) == "refused: no heads"
+
+
+def test_a_pipeline_is_as_proven_as_its_models():
+    assert together({"A": "verified", "B": "verified"}, True) == "verified"
+    assert together({"A": "verified", "B": "derived"}, True) == "derived"
+    assert together({"A": "verified", "B": "refused: nothing"}, True) == "verified"
+    assert together({"A": "verified", "B": "refused: nothing"}, False) == "refused: nothing"
+    assert together({"B": "refused: nothing"}, True) == "refused: nothing"
+    assert together({}, True).startswith("not applicable")
+
+
+def refuse(states: dict[str, str] | None, **sizes: int) -> None:
+    """The port's own check, as it is written into the support file of a family."""
+    tree = ast.parse(fill("support.py.j2"))
+    function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "refuse_parallelism")
+    names: dict[str, Any] = {"os": os, "OmniDiffusionConfig": object}
+    exec(compile(ast.Module([function], []), "support", "exec"), names)
+    names["refuse_parallelism"](SimpleNamespace(parallel_config=SimpleNamespace(**sizes)), "XPipeline", states)
+
+
+def test_what_was_verified_runs_and_what_was_not_says_how(monkeypatch):
+    monkeypatch.delenv("PORTER_UNVERIFIED", raising=False)
+    refuse(None, tensor_parallel_size=1)
+    refuse({"tensor_parallel_size": "verified"}, tensor_parallel_size=2)
+    with pytest.raises(ValueError, match="PORTER_UNVERIFIED=1"):
+        refuse({"tensor_parallel_size": "derived"}, tensor_parallel_size=2)
+    with pytest.raises(ValueError, match="no heads"):
+        refuse({"tensor_parallel_size": "refused: no heads"}, tensor_parallel_size=2)
+    with pytest.raises(ValueError, match="sequence_parallel_size=2"):
+        refuse({"tensor_parallel_size": "verified"}, tensor_parallel_size=2, sequence_parallel_size=2)
+    monkeypatch.setenv("PORTER_UNVERIFIED", "1")
+    refuse({"tensor_parallel_size": "derived"}, tensor_parallel_size=2)
+    with pytest.raises(ValueError, match="no heads"):
+        refuse({"tensor_parallel_size": "refused: no heads"}, tensor_parallel_size=2)

@@ -1,0 +1,69 @@
+"""Which parallel features of models were proven, and on what: ``porter/parity/data/features.json``.
+
+A feature counts as verified for what was derived for a class, not for its text: a fingerprint of the plan says which
+projections are split and where values travel. Another plan, from another diffusers say, has to be proven anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+EVIDENCE = Path(__file__).resolve().parent.parent / "parity" / "data" / "features.json"
+VERIFIED, DERIVED, REFUSED, NOT_APPLICABLE = "verified", "derived", "refused", "not applicable"
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What was derived for a model class.
+
+    Attributes:
+        state: ``derived``, ``refused`` or ``not applicable``.
+        reason: of the last two.
+        fingerprint: of the plan, where there is one.
+    """
+
+    state: str
+    reason: str = ""
+    fingerprint: str = ""
+
+
+def fingerprint(plan: Any) -> str:
+    """A short name for a plan made of plain values."""
+    return hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@cache
+def _evidence() -> dict[str, dict[str, Any]]:
+    if not EVIDENCE.is_file():
+        return {}
+    found: dict[str, dict[str, Any]] = json.loads(EVIDENCE.read_text("utf-8"))["models"]
+    return found
+
+
+def state(model: str, name: str, feature: Feature) -> str:
+    """``verified``, ``derived``, or why not, for one feature of a model class."""
+    if feature.state != DERIVED:
+        return f"{feature.state}: {feature.reason}"
+    proof = _evidence().get(model, {}).get(name, {})
+    return VERIFIED if proof.get("passed") and proof.get("fingerprint") == feature.fingerprint else DERIVED
+
+
+def together(states: dict[str, str], may_stay_whole: bool) -> str:
+    """The state of a pipeline, from those of its models.
+
+    Args:
+        states: by model class.
+        may_stay_whole: a model that is the same on every rank keeps no other from being split.
+    """
+    refused = [found for found in states.values() if not found.startswith((VERIFIED, DERIVED))]
+    left = [found for found in states.values() if found.startswith((VERIFIED, DERIVED))]
+    if not states:
+        return f"{NOT_APPLICABLE}: no model of it is converted"
+    if not left or (refused and not may_stay_whole):
+        return refused[0]
+    return VERIFIED if set(left) == {VERIFIED} else DERIVED

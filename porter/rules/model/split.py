@@ -1,0 +1,83 @@
+"""The last step of a model's file: its modules are split over ranks."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, Feature, fingerprint
+from porter.facts.parallel.sequence import stated_plan
+from porter.rules.build import PortedFile
+from porter.rules.model.parallel_helpers import SP_PLAN
+from porter.rules.model.quantization import ThreadQuantization
+from porter.rules.model.sequence_parallel import SequenceParallel, helpers, imports
+from porter.rules.model.tensor_parallel import SplitFile, TensorParallel
+from porter.rules.trees import code
+from porter.source import Definition
+
+# The plan of sequence parallelism where diffusers states none that fits.
+ATTENTION_LEVEL = "attention"
+FEED_FORWARD = ("diffusers.models.attention", "FeedForward")
+
+
+def split_over_ranks(built: PortedFile, model: Definition) -> None:
+    """Split the modules of a file over ranks, in place; see :class:`TensorParallel` and :class:`SequenceParallel`."""
+    tensor, sequence = TensorParallel(), SequenceParallel()
+    bound = next((name for name, place in built.imports.items() if place == FEED_FORWARD), None)
+    if bound is None and _holds_feed_forward(built):
+        bound = FEED_FORWARD[1]
+    result = tensor.apply(built.nodes, bound)
+    built.features["tensor_parallel"] = _feature(result)
+    _record(built, tensor.name, result.nodes, result.changed)
+    built.imports |= result.imports if result.changed else {}
+    threaded = ThreadQuantization()
+    result.nodes, passing = threaded.apply(result.nodes) if result.changed else (result.nodes, [])
+    _record(built, threaded.name, result.nodes, passing)
+    plan = stated_plan(model.node) if isinstance(model.node, ast.ClassDef) else None
+    nodes, divided = sequence.translate(result.nodes, model.name, plan) if plan else sequence.apply(result.nodes)
+    _record(built, sequence.name, nodes, divided)
+    if plan and divided:
+        built.imports |= {name: place for name, place in imports().items() if place[0] == SP_PLAN}
+        built.features["sequence_parallel"] = Feature(DERIVED, fingerprint=fingerprint(ast.unparse(plan)))
+    elif divided:
+        result.helpers += helpers()
+        built.imports |= imports()
+        built.features["sequence_parallel"] = Feature(DERIVED, fingerprint=ATTENTION_LEVEL)
+    else:
+        built.features["sequence_parallel"] = Feature(REFUSED, "it has no attention layer of the engine")
+    built.nodes[:] = _placed(nodes, result.helpers, bound)
+
+
+def _record(built: PortedFile, rule: str, nodes: list[Any], changed: list[int]) -> None:
+    if changed:
+        built.applied[rule] = len(set(changed))
+    for place in sorted(set(changed)):
+        name = getattr(getattr(nodes[place], "name", None), "value", "")
+        if name in built.histories:
+            built.histories[name].record(rule, code(nodes[place]))
+
+
+def _feature(result: SplitFile) -> Feature:
+    if result.plan:
+        return Feature(DERIVED, fingerprint=fingerprint(result.plan))
+    reasons = sorted({reason for plan in result.whole.values() for reason in plan.values()})
+    if not result.whole:
+        return Feature(NOT_APPLICABLE, "its blocks have no projections")
+    return Feature(REFUSED, "no projection can be split: its output " + "; ".join(reasons[:2]))
+
+
+def _holds_feed_forward(built: PortedFile) -> bool:
+    """Whether diffusers' own feed-forward was taken into the file."""
+    return any(source.name == FEED_FORWARD[0] for source in built.sources) and any(
+        getattr(getattr(node, "name", None), "value", "") == FEED_FORWARD[1] for node in built.nodes
+    )
+
+
+def _placed(nodes: list[Any], added: list[Any], feed_forward: str | None) -> list[Any]:
+    """Helpers first; one that derives from a class of the file behind it."""
+    own = next((i for i, n in enumerate(nodes) if getattr(getattr(n, "name", None), "value", "") == feed_forward), None)
+    late = [h for h in added if own is not None and h.name.value == "ParallelFeedForward"]
+    early = [h for h in added if h not in late]
+    if own is None:
+        return [*early, *nodes]
+    return [*early, *nodes[: own + 1], *late, *nodes[own + 1 :]]

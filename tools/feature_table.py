@@ -1,0 +1,242 @@
+"""Prove the parallel features of the ports on two ranks of vLLM-Omni, and make the table of features.
+
+    python tools/feature_table.py [--python .venv-omni/bin/python] [--only CLASS …] [--work DIR] [--table]
+
+Every transformer and controlnet class with a stored small configuration is converted for vllm-omni. One process runs it
+alone; then two ranks (gloo, on the CPU) run the same weights and inputs with tensor parallelism, then with Ulysses, and
+compare. Writes ``porter/parity/data/features.json``; what it says decides which ports refuse which parallel sizes.
+``--table`` only converts all pipelines that are at parity and writes ``docs/features.md`` from what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+EVIDENCE = ROOT / "porter" / "parity" / "data" / "features.json"
+RESULTS = ROOT / "porter" / "parity" / "data" / "results.json"
+PAGE = ROOT / "docs" / "features.md"
+BOUND = 1e-4
+METADATA = {
+    "regional_compile": "_repeated_blocks",
+    "layerwise_offload": "_layerwise_offload_blocks_attrs",
+    "hsdp": "_hsdp_shard_conditions",
+}
+MODES = {"tp": "tensor_parallel", "sp": "sequence_parallel"}
+# What vllm and the engine say where two ranks cannot share a number evenly.
+UNEVEN = ("cannot be divided", "is not divisible")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--python", default=str(ROOT / ".venv-omni" / "bin" / "python"), help="with vllm-omni")
+    parser.add_argument("--only", nargs="+", default=None, metavar="CLASS")
+    parser.add_argument("--work", type=Path, default=None, help="kept; left out, a temporary folder")
+    parser.add_argument("--table", action="store_true", help="make the page from the evidence that is there")
+    args = parser.parse_args()
+    if not args.table:
+        work = args.work or Path(tempfile.mkdtemp(prefix="porter-features-"))
+        try:
+            prove(work, args.python, args.only)
+        finally:
+            if args.work is None:
+                shutil.rmtree(work, ignore_errors=True)
+    if args.only is None:
+        PAGE.write_text(page())
+
+
+def prove(work: Path, python: str, only: list[str] | None) -> None:
+    """Run everything and put it into the evidence."""
+    features = convert(work, only)
+    names = sorted(features)
+    found = run(work, python, names, [])
+    uneven = [name for name in names if any(is_uneven(found[mode].get(name, {})) for mode in MODES)]
+    if uneven:
+        again = run(work, python, uneven, uneven)
+        for mode in MODES:
+            found[mode] |= again[mode]
+    held: dict[str, Any] = json.loads(EVIDENCE.read_text()) if EVIDENCE.is_file() and only else {"models": {}}
+    for name in names:
+        held["models"][name] = {
+            feature: proof(feature, features[name].get(feature, {}), found[mode].get(name, {"error": "was not run"}))
+            for mode, feature in MODES.items()
+        }
+    held |= versions(python)
+    held["models"] = dict(sorted(held["models"].items()))
+    EVIDENCE.write_text(json.dumps(held, indent=1) + "\n")
+
+
+def convert(work: Path, only: list[str] | None) -> dict[str, Any]:
+    """Write the ports; what was derived for each."""
+    from porter.model_port import ModelPort, build_model, find_model, is_model, model_names, write_models
+    from porter.parity import model_spec
+    from porter.source import SourceTree
+    from porter.targets import get_target
+
+    tree, target, features = SourceTree(None), get_target("vllm-omni"), {}
+    known = set(model_spec.available())
+    for name in model_names(tree):
+        if name in known and (only is None or name in only) and is_model(tree, name):
+            text, built = build_model(tree, target, find_model(tree, name))
+            write_models(work / "ports", [ModelPort(name, name, text)])
+            features[name] = {key: vars(feature) for key, feature in built.features.items()}
+    return features
+
+
+def run(work: Path, python: str, names: list[str], wide: list[str]) -> dict[str, dict[str, Any]]:
+    """All modes, one after the other; how each model went, by mode."""
+    (work / "jobs.json").write_text(json.dumps({mode: names for mode in ("one", *MODES)} | {"wide": wide}))
+    found: dict[str, dict[str, Any]] = {}
+    for mode in ("one", *MODES):
+        ranks = 1 if mode == "one" else 2
+        port = free_port()
+        for log in work.glob(f"{mode}.*.jsonl"):
+            log.unlink()
+        processes = [start(work, python, mode, rank, ranks, port) for rank in range(ranks)]
+        for process in processes:
+            process.wait()
+        log = work / f"{mode}.0.jsonl"
+        lines = log.read_text().splitlines() if log.is_file() else []
+        found[mode] = {entry["model"]: entry for entry in map(json.loads, lines)}
+        print(mode, len(found[mode]), "models", flush=True)
+    return found
+
+
+def start(work: Path, python: str, mode: str, rank: int, ranks: int, port: int) -> subprocess.Popen[bytes]:
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    command = [python, "-m", "porter.omni.ranks", str(work), "--mode", mode, "--rank", str(rank)]
+    command += ["--world", str(ranks), "--port", str(port)]
+    with (work / f"{mode}.{rank}.log").open("wb") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def is_uneven(entry: dict[str, Any]) -> bool:
+    return any(text in entry.get("error", "") for text in UNEVEN)
+
+
+def proof(feature: str, derived: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """What the evidence keeps of a run."""
+    kept = {key: entry[key] for key in ("case", "relative", "share", "split", "collectives", "error") if key in entry}
+    shared = entry.get("split", 0) > 0 if feature == "tensor_parallel" else bool(entry.get("hooked"))
+    passed = entry.get("relative", 1.0) <= BOUND and shared and bool(entry.get("collectives"))
+    return {"fingerprint": derived.get("fingerprint", ""), "passed": passed, **kept}
+
+
+def versions(python: str) -> dict[str, str]:
+    import diffusers
+
+    code = "from importlib.metadata import version; print(version('vllm-omni'))"
+    engine = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return {"diffusers": diffusers.__version__, "vllm_omni": engine}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+def page() -> str:
+    """The table: what each model and each pipeline at parity has."""
+    evidence = json.loads(EVIDENCE.read_text())
+    rows = pipelines()
+    columns = (*MODES.values(), *METADATA)
+    head = [
+        "# Parallel features",
+        "",
+        f"diffusers {evidence['diffusers']}, vLLM-Omni {evidence['vllm_omni']}.",
+        "Made by `python tools/feature_table.py`.",
+        "",
+        "Each model was run by one process and by two ranks of vLLM-Omni on gloo (CPU, float32), with the same weights",
+        f"and inputs. A feature is *verified* if the largest difference is at most {BOUND:g} of the result's scale and",
+        "the work was really shared: parameters are smaller on the ranks (tensor parallelism), the engine's hooks",
+        "were on (sequence parallelism), collectives were called. *derived*: not proven, runs with",
+        "`PORTER_UNVERIFIED=1` in the environment.",
+        "",
+        "Tensor parallelism splits the projections of attention and feed-forwards in repeated blocks. The ranks of",
+        "a sequence-parallel group share attention, each with some of the heads, as after the exchange of Ulysses;",
+        "projections and feed-forwards then see whole sequences, so activations take as much memory as on one rank.",
+        "Where diffusers states a plan for one sequence, that is used, and everything in the blocks is divided.",
+        "",
+        f"Of {len(rows)} pipelines at parity with a transformer of their own in the port:",
+        "",
+        *(f"- {name}: {count(rows, name)}" for name in columns),
+        "",
+        "## Models",
+        "",
+        "| class | tensor parallel 2 | parameters of a rank | collectives | Ulysses 2 | collectives |",
+        "|---|---|--:|---|---|---|",
+    ]
+    for name, found in evidence["models"].items():
+        tensor, sequence = found["tensor_parallel"], found["sequence_parallel"]
+        cells = [name, outcome(tensor), f"{tensor['share']:.0%}" if "share" in tensor else "", traffic(tensor)]
+        head.append("| " + " | ".join([*cells, outcome(sequence), traffic(sequence)]) + " |")
+    head += ["", "## Pipelines", "", "| pipeline | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for name, features in rows.items():
+        head.append(f"| {name} | " + " | ".join(features.get(column, "") for column in columns) + " |")
+    return "\n".join(head) + "\n"
+
+
+def pipelines() -> dict[str, dict[str, str]]:
+    """The features of each pipeline at parity, from those of its models; pipelines themselves are not converted."""
+    from porter.facts.evidence import state, together
+    from porter.facts.pipeline import pipeline_facts
+    from porter.model_port import build_model
+    from porter.source import SourceTree
+    from porter.targets import get_target
+
+    tree, target, models, rows = SourceTree(None), get_target("porter"), {}, {}
+    for name, result in sorted(json.loads(RESULTS.read_text()).items()):
+        facts = pipeline_facts(tree, tree.find_pipeline(name))
+        converted = [model for component in facts.components for model in component.converted]
+        if result["verdict"] != "parity" or not converted:
+            continue
+        for model in converted:
+            if model.name not in models:
+                models[model.name] = build_model(tree, target, model)
+        row = {
+            feature: together(
+                {m.name: state(m.name, feature, models[m.name][1].features[feature]) for m in converted}, True
+            )
+            for feature in MODES.values()
+        }
+        for feature, attribute in METADATA.items():
+            has = all(attribute in models[m.name][0] for m in converted if "Control" not in m.name)
+            row[feature] = "yes" if has else "no"
+        rows[name] = row
+    return rows
+
+
+def count(rows: dict[str, dict[str, str]], name: str) -> str:
+    states = Counter(features.get(name, "no").partition(":")[0] for features in rows.values())
+    return ", ".join(f"{number} {state} ({number / len(rows):.0%})" for state, number in states.most_common())
+
+
+def outcome(found: dict[str, Any]) -> str:
+    if "relative" not in found:
+        return found.get("error", "not run").replace("|", "/")[:90]
+    return f"{found['relative']:.1e}" + ("" if found["passed"] else ", nothing shared")
+
+
+def traffic(found: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in sorted(found.get("collectives", {}).items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
