@@ -28,19 +28,6 @@ PIPELINES = {
 }
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """Checkpoint folders of tiny pipelines, each built once."""
-    root, built = tmp_path_factory.mktemp("checkpoints"), {}
-
-    def build(name: str):
-        if name not in built:
-            built[name] = checkpoint.build(name, root / name)
-        return built[name]
-
-    return build
-
-
 def backend(folder, **settings) -> Omni:
     return Omni(model=folder, device="cpu", diffusion_load_format="diffusers", **settings)
 
