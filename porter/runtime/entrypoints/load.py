@@ -112,8 +112,9 @@ def _load_port(od_config: OmniDiffusionConfig, device: torch.device, models_dir:
     pipeline = DiffusersPipelineLoader(od_config).load_model(port.pipeline_cls, device)
     set_port_boundary_ratio(pipeline, od_config)
     set_flow_shift(pipeline, od_config)
-    parameters = dict(inspect.signature(pipeline.forward).parameters)
-    parameters.pop("req", None)
+    # A port that runs step by step takes the call's arguments where it prepares a request.
+    takes = getattr(pipeline, "prepare_encode", pipeline.forward)
+    parameters = {key: item for key, item in inspect.signature(takes).parameters.items() if key not in ("req", "state")}
     return LoadedModel(pipeline, name, kind_of_port(port.post_process_factory), parameters, pre, post)
 
 
