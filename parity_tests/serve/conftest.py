@@ -7,7 +7,6 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
-
 from step_model import MODELS_DIR, write_checkpoint
 
 
@@ -26,3 +25,25 @@ def toy(toy_checkpoint):
     return lambda name="ToyPipeline", **more: Omni(
         model=toy_checkpoint(name), models_dir=MODELS_DIR, device="cpu", dtype="float32", **more
     )
+
+
+@pytest.fixture(scope="session")
+def start():
+    """Starts servers, and stops them in the end."""
+    from serving import Running
+
+    running = []
+
+    def begin(omni, **settings):
+        running.append(Running(omni, **settings))
+        return running[-1]
+
+    yield begin
+    for server in running:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(toy, start):
+    """A server of the toy that takes steps together."""
+    return start(toy("ToyPipeline"))

@@ -15,6 +15,7 @@ from porter.cli.explain import explain
 from porter.cli.listing import list_
 from porter.cli.parity import parity
 from porter.cli.run import run
+from porter.cli.serve import serve
 
 app = typer.Typer(
     name="porter",
@@ -32,6 +33,7 @@ app.command("diff")(diff)
 app.command("explain")(explain)
 app.command("parity")(parity)
 app.command("run")(run)
+app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 
 # typer carries its own click, or imports one, as its version will; the base of this class is the same in both.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

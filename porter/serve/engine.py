@@ -138,10 +138,8 @@ class Engine:
         self._thread.join(60)
 
     def begin_closing(self) -> None:
-        """Take no more requests from now on; those that are here go on."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
+        """Take no more requests from now on; those that are here go on. May be called from a signal's handler."""
+        self._closing = True
 
     def _loop(self) -> None:
         while True:

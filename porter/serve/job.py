@@ -29,6 +29,7 @@ class Job:
         self.request = request
         self.original: Any = request.prompt
         self.future: Future[OmniRequestOutput] = Future()
+        self.future.set_running_or_notify_cancel()  # whoever waits may go away; only the engine ends it
         self.created = time.monotonic()
         self.started: float | None = None
         self.steps_done = 0
