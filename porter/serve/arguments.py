@@ -77,8 +77,8 @@ class CallBuilder:
                 raise bad_request(f"{field}: {self.name} takes {self._list()}", field)
             if name in arguments:
                 raise bad_request(f"{field} is given twice", field)
-            self._check({name: value})
             arguments[name] = value
+        self._check(arguments)
         for name, value in (media or {}).items():
             if name not in self.names:
                 raise bad_request(f"{name}: {self.name} takes no such picture; it takes {self._list()}", name)

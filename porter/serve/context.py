@@ -100,7 +100,10 @@ class Context:
                 raise ApiError(CLIENT_CLOSED, "the client went away")
             result = future.result()
         except Exception as error:
-            raise as_api_error(error, self.calls.names) from error
+            answer = as_api_error(error, self.calls.names)
+            if answer.param in ("height", "width") and given.get("size") is not None:
+                answer.param = "size"
+            raise answer from error
         finally:
             if watcher is not None:
                 watcher.cancel()

@@ -131,11 +131,15 @@ class Engine:
             self._changed.notify_all()
         if finish:
             self._thread.join(timeout)
+        self.cancel_all()
+        self._thread.join(60)
+
+    def cancel_all(self) -> None:
+        """Give up all that runs or waits."""
         with self._changed:
             jobs = [*self._waiting, *self._current]
         for job in jobs:
             self.cancel(job)
-        self._thread.join(60)
 
     def begin_closing(self) -> None:
         """Take no more requests from now on; those that are here go on. May be called from a signal's handler."""

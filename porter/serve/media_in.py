@@ -8,15 +8,14 @@ import io
 from typing import Any
 
 import PIL.Image
-import PIL.ImageOps
 
 from porter.serve.errors import ApiError, bad_request
 from porter.serve.fetch import FetchError, FetchPolicy, fetch
 from porter.serve.settings import ServerSettings
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-# What PIL raises for files that are cut off, no pictures at all, or decompression bombs.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError, MemoryError)
+# What PIL raises for files that are cut off, or no pictures at all.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError)
 
 
 def decode_picture(data: bytes, field: str, max_pixels: int) -> PIL.Image.Image:
@@ -28,13 +27,17 @@ def decode_picture(data: bytes, field: str, max_pixels: int) -> PIL.Image.Image:
     try:
         with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             if picture.width * picture.height > max_pixels:
-                raise ApiError(
-                    413, f"{field}: {picture.width}x{picture.height} is more than {max_pixels} pixels", field
-                )
+                raise _too_large(field, max_pixels)
             picture.load()
             return _plain(picture)
+    except PIL.Image.DecompressionBombError as error:
+        raise _too_large(field, max_pixels) from error
     except _UNREADABLE as error:
         raise bad_request(f"{field}: not a picture that can be read ({', '.join(FORMATS)})", field) from error
+
+
+def _too_large(field: str, max_pixels: int) -> ApiError:
+    return ApiError(413, f"{field}: a picture of more than {max_pixels} pixels", field)
 
 
 def _plain(picture: PIL.Image.Image) -> PIL.Image.Image:
