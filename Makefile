@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint symbols lock bench omni-env omni-test omni-table omni-lock clean
+.PHONY: help venv demo test browser lint symbols lock bench bench-serve omni-env omni-test omni-table omni-lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,8 +24,11 @@ venv: $(VENV)/.stamp-porter ## the environment, from the lock
 demo: venv ## convert QwenImageEditPipeline, run port and diffusers, compare
 	$(BIN)/python -m porter.demo
 
-test: venv ## the tests
+test: venv browser ## the tests
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS)
+
+browser: venv ## a Chromium for the tests of the server's page, if there is none
+	$(BIN)/python tools/browser.py
 
 lint: venv ## ruff and mypy
 	$(BIN)/ruff check .
@@ -37,6 +40,9 @@ symbols: venv ## make the symbol table of the vllm-omni target again, from the p
 
 bench: venv ## measure the conversion
 	$(BIN)/python benchmarks/convert.py
+
+bench-serve: venv ## measure the server under load
+	$(BIN)/python benchmarks/serve.py
 
 omni-env: $(OMNI_VENV)/.stamp-porter ## the environment with vLLM-Omni, from its own lock
 

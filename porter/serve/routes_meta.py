@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +18,29 @@ from porter.serve.errors import ApiError
 
 router = APIRouter()
 PAGE = Path(__file__).with_name("page.html")
-# The page holds everything it needs; a browser is told to load nothing else.
+# The page holds everything it needs; a browser is told to load nothing else, and to run no script but the page's own.
 _POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
+    "default-src 'none'; style-src 'unsafe-inline'; script-src '{script}'; connect-src 'self'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
 _STARTED = int(time.time())
 
 
+@cache
+def _page() -> tuple[str, str]:
+    """The page and its content security policy."""
+    text = PAGE.read_text("utf-8")
+    script = text.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return text, _POLICY.format(script=f"sha256-{digest}")
+
+
 @router.get("/", include_in_schema=False)
 async def page() -> HTMLResponse:
     """A page to try the model."""
-    return HTMLResponse(PAGE.read_text("utf-8"), headers={"Content-Security-Policy": _POLICY})
+    text, policy = _page()
+    return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
 
 @router.get("/health")
