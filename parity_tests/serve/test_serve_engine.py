@@ -12,7 +12,9 @@ from porter.runtime import OmniDiffusionSamplingParams, RequestError
 from porter.serve.engine import Closing, Engine, QueueFull
 from porter.serve.job import Cancelled
 
-KINDS = ("ToyPipeline", "ToyAlonePipeline", "ToyWholePipeline")
+KINDS = ("ToyPipeline", "ToyAlonePipeline", "ToyMixingPipeline", "ToyWholePipeline")
+# A matrix product over more rows may round another way; what runs alone is equal bit by bit.
+ROUNDED = ("ToyPipeline", "ToyAlonePipeline")
 
 
 def params(seed: int = 0, steps: int = 4, size: int = 64, **more) -> OmniDiffusionSamplingParams:
@@ -42,6 +44,14 @@ def held(engine: Engine) -> threading.Event:
     return go
 
 
+def idle(engine: Engine) -> bool:
+    """Whether nothing runs, after a while at most."""
+    deadline = time.monotonic() + 5
+    while (engine.running or engine.waiting) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return not (engine.running or engine.waiting)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_results_are_those_of_the_offline_engine(engine, toy, name):
     calls = [(f"prompt {n % 3}", params(seed=n, steps=2 + n % 3, size=(64, 48)[n % 2])) for n in range(9)]
@@ -50,8 +60,7 @@ def test_results_are_those_of_the_offline_engine(engine, toy, name):
     jobs = [one.submit(*call) for call in calls]
     for job, latents in zip(jobs, expected, strict=True):
         found = job.future.result(30).output
-        # A matrix product over more rows may round another way; what runs alone is equal bit by bit.
-        assert torch.equal(found, latents) if name != "ToyPipeline" else torch.allclose(found, latents, atol=1e-5)
+        assert torch.allclose(found, latents, atol=1e-5) if name in ROUNDED else torch.equal(found, latents)
 
 
 def test_equal_shapes_take_their_steps_together(engine):
@@ -80,11 +89,43 @@ def test_a_batch_holds_no_more_than_it_may(engine):
     go.set()
     for job in jobs:
         job.future.result(30)
-    assert max(sizes) == 2 and sum(sizes) == 10
+    assert idle(one) and max(sizes) == 2 and sum(sizes) == 10
 
 
-def test_without_batching_requests_take_turns(engine):
-    one = engine("ToyAlonePipeline")
+def test_steps_of_one_request_share_calls_of_the_transformer(engine, toy):
+    sizes: list[int] = []
+    one = engine("ToyAlonePipeline", max_num_seqs=4, on_tick=sizes.extend)
+    go, transformer, rows = held(one), one.omni.pipeline.transformer, []
+    handle = transformer.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    calls = [("x", params(seed=n, size=size, num_outputs_per_prompt=2)) for n, size in enumerate((64, 64, 48, 64))]
+    jobs = [one.submit(*call) for call in calls]
+    go.set()
+    found = [job.future.result(30).output for job in jobs]
+    handle.remove()
+    for latents, call in zip(found, calls, strict=True):
+        assert torch.allclose(latents, toy("ToyAlonePipeline").generate(*call)[0].output, atol=1e-5)
+    assert idle(one)
+    # The first time both ways, then together: three requests of two samples each.
+    assert max(sizes) == 3 and rows.count(6) >= 4 and set(rows) == {2, 6}
+    assert vars(one.omni.pipeline)["_modules"]["transformer"] is transformer
+
+
+def test_what_mixes_samples_is_not_put_together(engine, caplog):
+    sizes: list[int] = []
+    one = engine("ToyMixingPipeline", on_tick=sizes.extend)
+    go = held(one)
+    jobs = [one.submit("x", params(seed=n)) for n in range(3)]
+    go.set()
+    for job in jobs:
+        job.future.result(30)
+    assert (
+        idle(one) and set(sizes) == {1} and "calls of transformer are not put together: they differ by" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("name", ["ToyAlonePipeline", "ToyMixingPipeline"])
+def test_requests_take_turns(engine, name):
+    one = engine(name)
     go = held(one)
     first = one.submit("x", params(seed=1, steps=3))
     second = one.submit("x", params(seed=2, steps=3))
@@ -139,10 +180,7 @@ def test_a_cancelled_request_ends_after_its_step(engine, name):
             job.future.result(10)
     assert long.steps_done < 100_000
     assert one.submit("x", params(steps=1)).future.result(30)
-    deadline = time.monotonic() + 5
-    while one.running and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert (one.running, one.waiting) == (0, 0)
+    assert idle(one)
 
 
 def test_the_queue_is_bounded(engine):

@@ -151,7 +151,7 @@ class Engine:
                 while not self._waiting and not self._current and not self._closing:
                     self._changed.wait()
                 if not self._waiting and not self._current:
-                    return
+                    break
                 admitted = []
                 while self._waiting and len(self._current) < self.max_num_seqs:
                     job = self._waiting.popleft()
@@ -170,6 +170,8 @@ class Engine:
             with self._changed:
                 for job in done:
                     self._retire(job)
+        if self._runner is not None:
+            self._runner.lockstep.close()
 
     def _work(self, admitted: list[Job]) -> list[Job]:
         if self._runner is None:

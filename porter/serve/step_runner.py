@@ -13,6 +13,7 @@ from porter.runtime.diffusion.worker.input_batch import InputBatch
 from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.entrypoints.omni import refusals
 from porter.serve.job import Job
+from porter.serve.lockstep import Lockstep
 
 
 @dataclass
@@ -26,9 +27,10 @@ class Running:
 class StepRunner:
     """Runs the requests of a pipeline with step execution.
 
-    Each tick takes one step of every request. Requests whose states look alike take it together if the pipeline says
-    ``supports_step_batching``; the others one after the other. What a request computes does not depend on which others
-    run beside it: each has its own state, scheduler and generator.
+    Each tick takes one step of every request. Requests whose states look alike take it together: in one
+    ``denoise_step`` if the pipeline says ``supports_step_batching``, else in one call of its denoiser (see
+    :mod:`porter.serve.lockstep`). What a request computes does not depend on which others run beside it, but for
+    rounding: each has its own state, scheduler and generator.
 
     Args:
         omni: the model.
@@ -39,6 +41,8 @@ class StepRunner:
         self.omni, self.max_batch = omni, max_batch
         self.pipeline: Any = omni.pipeline
         self.running: list[Running] = []
+        self.is_batching = bool(getattr(self.pipeline, "supports_step_batching", False))
+        self.lockstep = Lockstep(self.pipeline, omni.active, 1 if self.is_batching else max_batch)
         self.batch_sizes: list[int] = []
         """Sizes of the batches of the last tick."""
 
@@ -60,8 +64,8 @@ class StepRunner:
         done = [item.job for item in self.running if item.job.is_cancelled]
         self.running = [item for item in self.running if not item.job.is_cancelled]
         self.batch_sizes = []
-        for batch in self._batches():
-            with self.omni.active():
+        with self.omni.active():
+            for batch in self._batches():
                 self._step(batch)
         for item in self.running:
             if item.state.denoise_completed and not item.job.future.done():
@@ -71,41 +75,44 @@ class StepRunner:
         return done
 
     def _batches(self) -> list[list[Running]]:
-        if not getattr(self.pipeline, "supports_step_batching", False):
-            return [[item] for item in self.running]
         groups: dict[Hashable, list[Running]] = {}
         for item in self.running:
-            groups.setdefault(structure(item.state), []).append(item)
+            # The lockstep finds out by itself what looks alike; without it, each is on its own.
+            alone = None if self.lockstep.is_possible else item.job.id
+            groups.setdefault(structure(item.state) if self.is_batching else alone, []).append(item)
         size = self.max_batch
         return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
 
     def _step(self, batch: list[Running]) -> None:
-        try:
-            predictions = self._predict([item.state for item in batch])
-        except BaseException as error:
-            if len(batch) == 1:
-                batch[0].job.fail(_plain(error))
-            else:  # one of them spoils it for the others: find out which
-                for item in batch:
-                    self._step([item])
-            return
-        self.batch_sizes.append(len(batch))
+        predictions = self._predict([item.state for item in batch])
         for item, prediction in zip(batch, predictions, strict=True):
             try:
                 with refusals():
+                    if isinstance(prediction, BaseException):
+                        raise prediction
                     self.pipeline.step_scheduler(item.state, prediction)
                 item.job.advance(item.state.step_index, item.state.total_steps)
             except BaseException as error:
                 item.job.fail(_plain(error))
 
     def _predict(self, states: Sequence[StepRequestState]) -> list[Any]:
-        """One prediction a state; a batch comes back as rows, as many of each as its latents have."""
-        with refusals():
+        """The prediction of each state, or what its step failed with."""
+        if len(states) > 1 and not self.is_batching:
+            predictions = self.lockstep.predict(states)
+            self.batch_sizes += self.lockstep.batch_sizes
+            return predictions
+        try:
             prediction = self.pipeline.denoise_step(InputBatch.make_batch(states), states=states)
-        if len(states) == 1:
-            return [prediction]
-        rows = [int(state.latents.shape[0]) for state in states if state.latents is not None]
-        return list(torch.split(prediction, rows))
+            if len(states) > 1:  # rows, as many of each request as its latents have
+                rows = [int(state.latents.shape[0]) for state in states if state.latents is not None]
+                predictions = list(torch.split(prediction, rows))
+            else:
+                predictions = [prediction]
+        except BaseException as error:
+            # One may spoil it for the others: find out which.
+            return [error] if len(states) == 1 else [self._predict([state])[0] for state in states]
+        self.batch_sizes.append(len(states))
+        return predictions
 
     def _decode(self, item: Running) -> None:
         try:

@@ -1,8 +1,9 @@
-"""The toys: one that takes steps together, one that takes them alone, one that runs whole."""
+"""The toys: their steps are taken together, or one by one, or cannot be shared, or are no steps to the engine."""
 
 _DIFFUSION_MODELS = {
     "ToyPipeline": ("toy", "pipeline_toy", "ToyPipeline"),
     "ToyAlonePipeline": ("toy", "pipeline_toy", "ToyAlonePipeline"),
+    "ToyMixingPipeline": ("toy", "pipeline_toy", "ToyMixingPipeline"),
     "ToyWholePipeline": ("toy", "pipeline_toy", "ToyWholePipeline"),
 }
 _DIFFUSION_PRE_PROCESS_FUNCS: dict[str, str] = {}

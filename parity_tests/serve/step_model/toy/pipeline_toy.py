@@ -117,7 +117,9 @@ class Steps(nn.Module, ProgressBarMixin):
 
 
 class ToyAlonePipeline(Steps):
-    """Step by step, each request on its own."""
+    """Step by step, a request at a time."""
+
+    _dit_modules: ClassVar[list[str]] = ["transformer"]
 
     supports_step_execution = True
     prepare_encode = Steps._prepare
@@ -130,6 +132,14 @@ class ToyAlonePipeline(Steps):
 
     def post_decode(self, state, **kwargs):
         return self._decode(state)
+
+
+class ToyMixingPipeline(ToyAlonePipeline):
+    """Its transformer mixes the samples of a batch: no two requests may share a call."""
+
+    def __init__(self, *, od_config, prefix=""):
+        super().__init__(od_config=od_config, prefix=prefix)
+        self.transformer.register_forward_hook(lambda module, args, output: output - output.mean(0, keepdim=True) / 2)
 
 
 class ToyPipeline(ToyAlonePipeline):
