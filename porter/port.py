@@ -25,7 +25,7 @@ __all__ = ["OutputError", "Port", "convert", "convert_all"]
 
 
 # Variables of the generated forward and hook; a pipeline parameter of the same name is refused.
-GENERATED_NAMES = {"req", "given", "preprocessed", "request", "od_config"}
+GENERATED_NAMES = {"req", "state", "given", "preprocessed", "request", "od_config"}
 
 
 @dataclass
@@ -145,7 +145,13 @@ class Converter:
             built.relative["requested_output_type"] = SUPPORT
         if rewriter.pre_process is not None:
             built.imports["OmniDiffusionRequest"] = ("vllm_omni.diffusion.request", "OmniDiffusionRequest")
-            for helper in ("component_config", "request_arguments", "with_failure", "with_preprocessed"):
+            for helper in (
+                "component_config",
+                "request_arguments",
+                "request_state",
+                "with_failure",
+                "with_preprocessed",
+            ):
                 built.relative[helper] = SUPPORT
         vendored = {origin.rpartition(".")[2] for origin in built.vendored}
         for name in rewriter.post_process.needs:

@@ -18,7 +18,7 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/anyflow/pipeline_anyflow.py sha256 8e808afa1b7230682ac5654d8b0d0d64b6f3a4cf9363a5e3821183dc7d4a6ddc
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
-# Rules: drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger
+# Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from torch import nn
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from porter.runtime.diffusion.data import DiffusionOutput, OmniDiffusionConfig
+from porter.runtime.diffusion.distributed.cfg_parallel import CFGParallelMixin
 from porter.runtime.diffusion.distributed.utils import get_local_device
 from porter.runtime.diffusion.models.interface import SupportsComponentDiscovery
 from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
@@ -51,9 +52,12 @@ from .any_flow_transformer import AnyFlowTransformer3DModel
 from .support import (
     load_component,
     load_component_weights,
+    predict_halves,
     refuse_parallelism,
     request_arguments,
+    request_state,
     requested_output_type,
+    single,
     weights_source,
 )
 
@@ -119,7 +123,9 @@ def prompt_clean(text):
     return text
 
 
-class AnyFlowPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, DiffusionPipelineProfilerMixin):
+class AnyFlowPipeline(
+    nn.Module, CFGParallelMixin, ProgressBarMixin, SupportsComponentDiscovery, DiffusionPipelineProfilerMixin
+):
     r"""
     Bidirectional text-to-video generation pipeline for AnyFlow flow-map-distilled checkpoints, introduced in
     [AnyFlow](https://huggingface.co/papers/2605.13724).
@@ -504,7 +510,8 @@ class AnyFlowPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
                 If `return_dict` is `True`, [`AnyFlowPipelineOutput`] is returned, otherwise a `tuple` whose first
                 element is the generated video.
         """
-        given = request_arguments(req, type(self))
+        state = request_state(req)
+        given = request_arguments(state, type(self))
         prompt = given.pop("prompt", prompt)
         video = given.pop("video", video)
         video_latents = given.pop("video_latents", video_latents)
@@ -638,14 +645,16 @@ class AnyFlowPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
                     latent_model_input[:, :context_length, ...] = video_latents
                     timestep[:, :context_length] = 0
 
-                noise_pred = self.transformer(
+                noise_pred = predict_halves(
+                    self,
+                    self.do_classifier_free_guidance,
                     hidden_states=latent_model_input,
                     timestep=timestep,
                     r_timestep=r_timestep,
                     encoder_hidden_states=prompt_embeds,
                     attention_kwargs=attention_kwargs,
                     return_dict=False,
-                )[0]
+                )
 
                 if self.do_classifier_free_guidance:
                     noise_uncond, noise_pred = noise_pred.chunk(2)
@@ -675,6 +684,10 @@ class AnyFlowPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
             video = latents
 
         return DiffusionOutput(output=video)
+
+    def combine_cfg_noise(self, positive_noise_pred, negative_noise_pred, *args, **kwargs):
+        """Both predictions as they are: ``denoise`` guides by itself."""
+        return single(positive_noise_pred), single(negative_noise_pred)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         return load_component_weights(self, weights)

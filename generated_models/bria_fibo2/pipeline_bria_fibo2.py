@@ -17,7 +17,7 @@
 # Source: diffusers/pipelines/bria_fibo2/image_processor.py sha256 ee8d98791523721741b3a3cc480d9da7469da35c0f9a4fdff730a141e653ddfe
 # Source: diffusers/pipelines/bria_fibo2/pipeline_bria_fibo2.py sha256 cc815ad237711a2d8deafb0ac64c82447df90ba73f6bba54a8623373481135d2
 # Source: diffusers/pipelines/bria_fibo2/text_images.py sha256 054c75dcc58bd801af9196f4ffb9305e179968f71e730d1230d1e6251806cedf
-# Rules: drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, pre-process-hook
+# Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, pre-process-hook, step-execution
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.bria_fibo2.image_processor.BriaFibo2ImageProcessor
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.bria_fibo2.text_images.draw_text_image
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.bria_fibo2.text_images.load_font
@@ -27,7 +27,7 @@ import inspect
 import json
 import math
 from collections.abc import Iterable
-from typing import ClassVar, Sequence
+from typing import Any, ClassVar, Sequence
 
 import numpy as np
 import PIL
@@ -42,23 +42,31 @@ from torch import nn
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from porter.runtime.diffusion.data import DiffusionOutput, OmniDiffusionConfig
+from porter.runtime.diffusion.distributed.cfg_parallel import CFGParallelMixin
 from porter.runtime.diffusion.distributed.utils import get_local_device
 from porter.runtime.diffusion.models.interface import SupportsComponentDiscovery
 from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
 from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import DiffusionPipelineProfilerMixin
 from porter.runtime.diffusion.request import OmniDiffusionRequest
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
+from porter.runtime.diffusion.worker.input_batch import InputBatch
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
+from porter.runtime.diffusion.worker.utils import StepRequestState
 
 from .bria_fibo2_transformer import BriaFibo2Transformer2DModel
 from .support import (
     component_config,
+    denoise_requests,
     load_component,
     load_component_weights,
+    per_request,
     preprocessed_inputs,
     refuse_parallelism,
     request_arguments,
+    request_state,
     requested_output_type,
+    run_request,
+    single,
     weights_source,
     with_failure,
     with_preprocessed,
@@ -385,7 +393,9 @@ def retrieve_timesteps(
     return timesteps, num_inference_steps
 
 
-class BriaFibo2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, DiffusionPipelineProfilerMixin):
+class BriaFibo2Pipeline(
+    nn.Module, CFGParallelMixin, ProgressBarMixin, SupportsComponentDiscovery, DiffusionPipelineProfilerMixin
+):
     r"""
     Pipeline for text-to-image generation and image editing with Fibo 2.0.
 
@@ -411,6 +421,9 @@ class BriaFibo2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery,
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     support_image_input: ClassVar[bool] = True
+    supports_step_execution: ClassVar[bool] = True
+    request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
+    request_attributes: ClassVar[tuple[str, ...]] = ("_guidance_scale", "_interrupt", "_num_timesteps")
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
@@ -757,9 +770,10 @@ class BriaFibo2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery,
         return self._interrupt
 
     @torch.no_grad()
-    def forward(
+    @per_request
+    def prepare_encode(
         self,
-        req: DiffusionRequestBatch,
+        state: StepRequestState,
         prompt: str | list[str] | None = None,
         image: PIL.Image.Image | list[PIL.Image.Image] | None = None,
         mask: PIL.Image.Image | None = None,
@@ -779,7 +793,7 @@ class BriaFibo2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery,
         negative_prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds_mask: torch.Tensor | None = None,
         output_type: str = "pil",
-    ) -> DiffusionOutput:
+    ) -> StepRequestState:
         r"""
         Function invoked when calling the pipeline for generation.
 
@@ -855,7 +869,7 @@ class BriaFibo2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery,
         Returns:
             [`BriaFibo2PipelineOutput`] or `tuple`: the generated images.
         """
-        given = request_arguments(req, type(self))
+        given = request_arguments(state, type(self))
         prompt = given.pop("prompt", prompt)
         image = given.pop("image", image)
         mask = given.pop("mask", mask)
@@ -929,7 +943,7 @@ class BriaFibo2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery,
 
         # 2. Prepare the images to edit, as Fibo 2.0 was trained on them: the crops the VAE encodes, and Qwen3-VL's copies
         vae_images = text_encoder_images = None
-        preprocessed = preprocessed_inputs(req)
+        preprocessed = preprocessed_inputs(state)
         text_encoder_images, vae_images = preprocessed["text_encoder_images"], preprocessed["vae_images"]
 
         # 3. Encode the prompt with the images to edit, and the negative prompt, without them, when guidance is on
@@ -997,42 +1011,88 @@ class BriaFibo2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery,
             self.scheduler, num_inference_steps, device, sigmas=sigmas, mu=mu
         )
         self._num_timesteps = len(timesteps)
+        state.latents = latents
+        state.timesteps = timesteps
+        state.extra.update(
+            prompt_embeds=prompt_embeds,
+            prompt_embeds_mask=prompt_embeds_mask,
+            negative_prompt_embeds=negative_prompt_embeds,
+            negative_prompt_embeds_mask=negative_prompt_embeds_mask,
+            output_type=output_type,
+            base_prompt_embeds=base_prompt_embeds,
+            base_prompt_embeds_mask=base_prompt_embeds_mask,
+            image_latents=image_latents,
+        )
+        return state
 
-        # 6. Denoising loop
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for i, t in enumerate(timesteps):
-                if self.interrupt:
-                    continue
+    @torch.no_grad()
+    @per_request
+    def denoise(self, state: StepRequestState) -> torch.Tensor:
+        """The prediction for one step of one request."""
+        latents = state.latents
+        base_prompt_embeds = state.extra["base_prompt_embeds"]
+        prompt_embeds = state.extra["prompt_embeds"]
+        prompt_embeds_mask = state.extra["prompt_embeds_mask"]
+        base_prompt_embeds_mask = state.extra["base_prompt_embeds_mask"]
+        image_latents = state.extra["image_latents"]
+        negative_prompt_embeds = state.extra["negative_prompt_embeds"]
+        negative_prompt_embeds_mask = state.extra["negative_prompt_embeds_mask"]
+        t = state.timesteps[state.step_index]
 
-                # the transformer takes the noise level in [0, 1]
-                timestep = t.expand(latents.shape[0]) / 1000
-                latent_model_input = latents.to(self.transformer.dtype)
-                use_text_images = base_prompt_embeds is None or float(t) / 1000 <= self.text_images_max_noise_level
-                noise_pred = self.transformer(
-                    hidden_states=latent_model_input,
-                    timestep=timestep,
-                    encoder_hidden_states=prompt_embeds if use_text_images else base_prompt_embeds,
-                    encoder_attention_mask=prompt_embeds_mask if use_text_images else base_prompt_embeds_mask,
-                    context_latents=image_latents,
-                    return_dict=False,
-                )[0].float()
+        # the transformer takes the noise level in [0, 1]
+        timestep = t.expand(latents.shape[0]) / 1000
+        latent_model_input = latents.to(self.transformer.dtype)
+        use_text_images = base_prompt_embeds is None or float(t) / 1000 <= self.text_images_max_noise_level
+        positive_kwargs = dict(
+            hidden_states=latent_model_input,
+            timestep=timestep,
+            encoder_hidden_states=prompt_embeds if use_text_images else base_prompt_embeds,
+            encoder_attention_mask=prompt_embeds_mask if use_text_images else base_prompt_embeds_mask,
+            context_latents=image_latents,
+            return_dict=False,
+        )
+        negative_kwargs = None
 
-                # The negative prompt runs as a second pass, as in the reference implementation: batching it with the
-                # prompt would pad both to the longer of the two. The images to edit condition both passes
-                if self.do_classifier_free_guidance:
-                    noise_pred_uncond = self.transformer(
-                        hidden_states=latent_model_input,
-                        timestep=timestep,
-                        encoder_hidden_states=negative_prompt_embeds,
-                        encoder_attention_mask=negative_prompt_embeds_mask,
-                        context_latents=image_latents,
-                        return_dict=False,
-                    )[0].float()
-                    noise_pred = noise_pred_uncond + self.guidance_scale * (noise_pred - noise_pred_uncond)
+        # The negative prompt runs as a second pass, as in the reference implementation: batching it with the
+        # prompt would pad both to the longer of the two. The images to edit condition both passes
+        if self.do_classifier_free_guidance:
+            negative_kwargs = dict(
+                hidden_states=latent_model_input,
+                timestep=timestep,
+                encoder_hidden_states=negative_prompt_embeds,
+                encoder_attention_mask=negative_prompt_embeds_mask,
+                context_latents=image_latents,
+                return_dict=False,
+            )
+        noise_pred = self.predict_noise_maybe_with_cfg(
+            do_true_cfg=self.do_classifier_free_guidance,
+            true_cfg_scale=self.guidance_scale,
+            positive_kwargs=positive_kwargs,
+            negative_kwargs=negative_kwargs,
+            cfg_normalize=False,
+        )
+        return noise_pred
 
-                latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
+    def denoise_step(
+        self, input_batch: InputBatch | None, *, states: Sequence[StepRequestState] | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        return denoise_requests(self, input_batch, states)
 
-                progress_bar.update()
+    @torch.no_grad()
+    @per_request
+    def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
+        latents = state.latents
+        t = state.timesteps[state.step_index]
+        state.step_index += 1
+
+        latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
+        state.latents = latents
+
+    @torch.no_grad()
+    @per_request
+    def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
+        latents = state.latents
+        output_type = state.extra["output_type"]
 
         # 7. Decode: undo the latent normalization with the VAE's BatchNorm statistics, then run the VAE decoder
         if output_type == "latent":
@@ -1049,6 +1109,21 @@ class BriaFibo2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery,
 
         return DiffusionOutput(output=image)
 
+    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+        return run_request(self, req)
+
+    def predict_noise(self, **kwargs):
+        return self.transformer(**kwargs)[0].float()
+
+    def combine_cfg_noise(
+        self, positive_noise_pred, negative_noise_pred, true_cfg_scale, cfg_normalize=False, kwargs=None
+    ):
+        """What guidance makes of the two predictions."""
+        noise_pred = single(positive_noise_pred)
+        noise_pred_uncond = single(negative_noise_pred)
+        noise_pred = noise_pred_uncond + true_cfg_scale * (noise_pred - noise_pred_uncond)
+        return noise_pred
+
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         return load_component_weights(self, weights)
 
@@ -1062,7 +1137,7 @@ def get_bria_fibo2_pre_process_func(od_config: OmniDiffusionConfig):
     text_encoder_image_size = 768
 
     def pre_process_func(request: OmniDiffusionRequest):
-        given = request_arguments(DiffusionRequestBatch([request]), BriaFibo2Pipeline)
+        given = request_arguments(request_state(DiffusionRequestBatch([request])), BriaFibo2Pipeline)
         image = given.get("image", None)
         mask = given.get("mask", None)
         height = given.get("height", None)

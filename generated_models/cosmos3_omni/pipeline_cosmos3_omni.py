@@ -16,7 +16,7 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/cosmos/pipeline_cosmos3_omni.py sha256 5e7a25971a15be3cb07cb8154e1024f55cf69773d21af2f8ca18f30de43743ba
 # Source: diffusers/pipelines/cosmos/mixed_precision.py sha256 6f96c4d4c503e8167fb46bbea9ea07f2357863066ec374aadaaf4498005bea27
-# Rules: cache-context, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, pre-process-hook, register-to-config, replace-logger
+# Rules: cache-context, cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, pre-process-hook, register-to-config, replace-logger
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.cosmos.mixed_precision.Cosmos3MixedPrecisionConfig
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.cosmos.mixed_precision.apply_cosmos3_mixed_precision_step
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.cosmos.mixed_precision.reset_cosmos3_mixed_precision
@@ -49,6 +49,7 @@ from PIL import Image
 from transformers import AutoTokenizer, BatchEncoding
 
 from porter.runtime.diffusion.data import DiffusionOutput, OmniDiffusionConfig
+from porter.runtime.diffusion.distributed.cfg_parallel import CFGParallelMixin
 from porter.runtime.diffusion.distributed.utils import get_local_device
 from porter.runtime.diffusion.models.interface import SupportsComponentDiscovery
 from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
@@ -64,9 +65,12 @@ from .support import (
     load_component,
     load_component_weights,
     model_index_value,
+    predict_branches,
     preprocessed_inputs,
     refuse_parallelism,
     request_arguments,
+    request_state,
+    single,
     weights_source,
     with_failure,
     with_preprocessed,
@@ -863,7 +867,9 @@ def retrieve_latents(
         raise AttributeError("Could not access latents of provided encoder_output")
 
 
-class Cosmos3OmniPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, DiffusionPipelineProfilerMixin):
+class Cosmos3OmniPipeline(
+    nn.Module, CFGParallelMixin, ProgressBarMixin, SupportsComponentDiscovery, DiffusionPipelineProfilerMixin
+):
     dropped_arguments: ClassVar[tuple[str, ...]] = (
         "return_dict",
         "callback_on_step_end",
@@ -1900,7 +1906,8 @@ class Cosmos3OmniPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscover
                 `sound` (`torch.Tensor` of shape `[C, N]`, or `None` when `enable_sound=False`). Otherwise a tuple
                 `(video, sound)` with the same fields.
         """
-        given = request_arguments(req, type(self))
+        state = request_state(req)
+        given = request_arguments(state, type(self))
         prompt = given.pop("prompt", prompt)
         negative_prompt = given.pop("negative_prompt", negative_prompt)
         image = given.pop("image", image)
@@ -1956,7 +1963,7 @@ class Cosmos3OmniPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscover
         # all other action fields are read from `action` at their point of use (e.g. in prepare_latents).
         action_mode = action.mode if action is not None else None
 
-        preprocessed = preprocessed_inputs(req)
+        preprocessed = preprocessed_inputs(state)
         height, num_frames, width = preprocessed["height"], preprocessed["num_frames"], preprocessed["width"]
 
         self._current_timestep = None
@@ -2204,7 +2211,7 @@ class Cosmos3OmniPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscover
                     )
 
                     # --- Conditional pass ---
-                    preds_vision, preds_sound, preds_action = self.transformer(
+                    positive_kwargs = dict(
                         input_ids=cond_packed_static["input_ids"],
                         text_indexes=cond_packed_static["text_indexes"],
                         position_ids=cond_packed_static["position_ids"],
@@ -2231,20 +2238,9 @@ class Cosmos3OmniPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscover
                         action_domain_ids=[action_domain_id] if action_domain_id is not None else None,
                         return_dict=False,
                     )
-                    cond_v_vision, cond_v_sound, cond_v_action = self._mask_velocity_predictions(
-                        preds_vision,
-                        preds_sound,
-                        vision_condition_mask=[vision_condition_mask],
-                        sound_condition_mask=[sound_condition_mask] if sound_condition_mask is not None else None,
-                        preds_action=preds_action,
-                        action_condition_mask=[action_condition_mask] if action_condition_mask is not None else None,
-                        raw_action_dim=raw_action_dim_resolved,
-                    )
-
-                    # --- Unconditional pass (Skip if not using CFG) ---
-                    uncond_v_vision = uncond_v_sound = uncond_v_action = None
+                    negative_kwargs = None
                     if self.do_classifier_free_guidance:
-                        preds_vision, preds_sound, preds_action = self.transformer(
+                        negative_kwargs = dict(
                             input_ids=uncond_packed_static["input_ids"],
                             text_indexes=uncond_packed_static["text_indexes"],
                             position_ids=uncond_packed_static["position_ids"],
@@ -2271,6 +2267,26 @@ class Cosmos3OmniPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscover
                             action_domain_ids=[action_domain_id] if action_domain_id is not None else None,
                             return_dict=False,
                         )
+                    positive_pred, negative_pred = predict_branches(
+                        self, self.do_classifier_free_guidance, positive_kwargs, negative_kwargs
+                    )
+
+                    # --- Conditional pass ---
+                    preds_vision, preds_sound, preds_action = positive_pred
+                    cond_v_vision, cond_v_sound, cond_v_action = self._mask_velocity_predictions(
+                        preds_vision,
+                        preds_sound,
+                        vision_condition_mask=[vision_condition_mask],
+                        sound_condition_mask=[sound_condition_mask] if sound_condition_mask is not None else None,
+                        preds_action=preds_action,
+                        action_condition_mask=[action_condition_mask] if action_condition_mask is not None else None,
+                        raw_action_dim=raw_action_dim_resolved,
+                    )
+
+                    # --- Unconditional pass (Skip if not using CFG) ---
+                    uncond_v_vision = uncond_v_sound = uncond_v_action = None
+                    if self.do_classifier_free_guidance:
+                        preds_vision, preds_sound, preds_action = negative_pred
                         uncond_v_vision, uncond_v_sound, uncond_v_action = self._mask_velocity_predictions(
                             preds_vision,
                             preds_sound,
@@ -2359,6 +2375,13 @@ class Cosmos3OmniPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscover
             video = self._apply_video_safety_check(video, output_type=output_type, device=device)
         return DiffusionOutput(output=(video, sound, action_output))
 
+    def predict_noise(self, **kwargs):
+        return self.transformer(**kwargs)
+
+    def combine_cfg_noise(self, positive_noise_pred, negative_noise_pred, *args, **kwargs):
+        """Both predictions as they are: ``denoise`` guides by itself."""
+        return single(positive_noise_pred), single(negative_noise_pred)
+
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         return load_component_weights(self, weights)
 
@@ -2370,7 +2393,7 @@ def get_cosmos3_omni_pre_process_func(od_config: OmniDiffusionConfig):
     video_processor = VideoProcessor(vae_scale_factor=vae_scale_factor_spatial, resample="bilinear")
 
     def pre_process_func(request: OmniDiffusionRequest):
-        given = request_arguments(DiffusionRequestBatch([request]), Cosmos3OmniPipeline)
+        given = request_arguments(request_state(DiffusionRequestBatch([request])), Cosmos3OmniPipeline)
         num_frames = given.get("num_frames", None)
         height = given.get("height", None)
         width = given.get("width", None)

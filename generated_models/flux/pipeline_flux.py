@@ -16,14 +16,14 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/flux/pipeline_flux.py sha256 32588439cab99a5a586a502a112b10220c3e03b3d33c9259c3650b665bd5de35
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
-# Rules: cache-context, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger
+# Rules: cache-context, cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,21 +44,28 @@ from transformers import (
 )
 
 from porter.runtime.diffusion.data import DiffusionOutput, OmniDiffusionConfig
+from porter.runtime.diffusion.distributed.cfg_parallel import CFGParallelMixin
 from porter.runtime.diffusion.distributed.utils import get_local_device
 from porter.runtime.diffusion.models.interface import SupportsComponentDiscovery
 from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
 from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import DiffusionPipelineProfilerMixin
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
+from porter.runtime.diffusion.worker.input_batch import InputBatch
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
+from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
 from .flux_transformer import FluxTransformer2DModel
 from .support import (
+    denoise_requests,
     load_component,
     load_component_weights,
+    per_request,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
+    run_request,
+    single,
     weights_source,
 )
 
@@ -174,7 +181,9 @@ def retrieve_timesteps(
     return timesteps, num_inference_steps
 
 
-class FluxPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, DiffusionPipelineProfilerMixin):
+class FluxPipeline(
+    nn.Module, CFGParallelMixin, ProgressBarMixin, SupportsComponentDiscovery, DiffusionPipelineProfilerMixin
+):
     r"""
     The Flux pipeline for text-to-image generation.
 
@@ -213,6 +222,15 @@ class FluxPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diff
     _dit_modules: ClassVar[list[str]] = ["transformer"]
     _encoder_modules: ClassVar[list[str]] = ["text_encoder", "text_encoder_2", "image_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
+    supports_step_execution: ClassVar[bool] = True
+    request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
+    request_attributes: ClassVar[tuple[str, ...]] = (
+        "_current_timestep",
+        "_guidance_scale",
+        "_interrupt",
+        "_joint_attention_kwargs",
+        "_num_timesteps",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
@@ -538,9 +556,10 @@ class FluxPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diff
         return self._interrupt
 
     @torch.no_grad()
-    def forward(
+    @per_request
+    def prepare_encode(
         self,
-        req: DiffusionRequestBatch,
+        state: StepRequestState,
         prompt: str | list[str] = None,
         prompt_2: str | list[str] | None = None,
         negative_prompt: str | list[str] = None,
@@ -561,7 +580,7 @@ class FluxPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diff
         output_type: str | None = "pil",
         joint_attention_kwargs: dict[str, Any] | None = None,
         max_sequence_length: int = 512,
-    ) -> DiffusionOutput:
+    ) -> StepRequestState:
         r"""
         Function invoked when calling the pipeline for generation.
 
@@ -660,7 +679,8 @@ class FluxPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diff
             is True, otherwise a `tuple`. When returning a tuple, the first element is a list with the generated
             images.
         """
-        given = request_arguments(req, type(self))
+        negative_text_ids = None  # not in every case
+        given = request_arguments(state, type(self))
         prompt = given.pop("prompt", prompt)
         prompt_2 = given.pop("prompt_2", prompt_2)
         negative_prompt = given.pop("negative_prompt", negative_prompt)
@@ -793,7 +813,6 @@ class FluxPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diff
             sigmas=sigmas,
             mu=mu,
         )
-        num_warmup_steps = max(len(timesteps) - num_inference_steps * self.scheduler.order, 0)
         self._num_timesteps = len(timesteps)
 
         # handle guidance
@@ -813,53 +832,109 @@ class FluxPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diff
         # We set the index here to remove DtoH sync, helpful especially during compilation.
         # Check out more details here: https://github.com/huggingface/diffusers/pull/11696
         self.scheduler.set_begin_index(0)
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for i, t in enumerate(timesteps):
-                if self.interrupt:
-                    continue
+        state.latents = latents
+        state.timesteps = timesteps
+        state.extra.update(
+            true_cfg_scale=true_cfg_scale,
+            height=height,
+            width=width,
+            prompt_embeds=prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+            output_type=output_type,
+            do_true_cfg=do_true_cfg,
+            text_ids=text_ids,
+            negative_text_ids=negative_text_ids,
+            latent_image_ids=latent_image_ids,
+            guidance=guidance,
+        )
+        return state
 
-                self._current_timestep = t
-                # broadcast to batch dimension in a way that's compatible with ONNX/Core ML
-                timestep = t.expand(latents.shape[0]).to(latents.dtype)
+    @torch.no_grad()
+    @per_request
+    def denoise(self, state: StepRequestState) -> torch.Tensor:
+        """The prediction for one step of one request."""
+        latents = state.latents
+        guidance = state.extra["guidance"]
+        pooled_prompt_embeds = state.extra["pooled_prompt_embeds"]
+        prompt_embeds = state.extra["prompt_embeds"]
+        text_ids = state.extra["text_ids"]
+        latent_image_ids = state.extra["latent_image_ids"]
+        do_true_cfg = state.extra["do_true_cfg"]
+        negative_pooled_prompt_embeds = state.extra["negative_pooled_prompt_embeds"]
+        negative_prompt_embeds = state.extra["negative_prompt_embeds"]
+        negative_text_ids = state.extra["negative_text_ids"]
+        true_cfg_scale = state.extra["true_cfg_scale"]
+        t = state.timesteps[state.step_index]
 
-                noise_pred = self.transformer(
-                    hidden_states=latents,
-                    timestep=timestep / 1000,
-                    guidance=guidance,
-                    pooled_projections=pooled_prompt_embeds,
-                    encoder_hidden_states=prompt_embeds,
-                    txt_ids=text_ids,
-                    img_ids=latent_image_ids,
-                    joint_attention_kwargs=self.joint_attention_kwargs,
-                    return_dict=False,
-                )[0]
+        self._current_timestep = t
+        # broadcast to batch dimension in a way that's compatible with ONNX/Core ML
+        timestep = t.expand(latents.shape[0]).to(latents.dtype)
 
-                if do_true_cfg:
-                    neg_noise_pred = self.transformer(
-                        hidden_states=latents,
-                        timestep=timestep / 1000,
-                        guidance=guidance,
-                        pooled_projections=negative_pooled_prompt_embeds,
-                        encoder_hidden_states=negative_prompt_embeds,
-                        txt_ids=negative_text_ids,
-                        img_ids=latent_image_ids,
-                        joint_attention_kwargs=self.joint_attention_kwargs,
-                        return_dict=False,
-                    )[0]
-                    noise_pred = neg_noise_pred + true_cfg_scale * (noise_pred - neg_noise_pred)
+        positive_kwargs = dict(
+            hidden_states=latents,
+            timestep=timestep / 1000,
+            guidance=guidance,
+            pooled_projections=pooled_prompt_embeds,
+            encoder_hidden_states=prompt_embeds,
+            txt_ids=text_ids,
+            img_ids=latent_image_ids,
+            joint_attention_kwargs=self.joint_attention_kwargs,
+            return_dict=False,
+        )
+        negative_kwargs = None
 
-                # compute the previous noisy sample x_t -> x_t-1
-                latents_dtype = latents.dtype
-                latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
+        if do_true_cfg:
+            negative_kwargs = dict(
+                hidden_states=latents,
+                timestep=timestep / 1000,
+                guidance=guidance,
+                pooled_projections=negative_pooled_prompt_embeds,
+                encoder_hidden_states=negative_prompt_embeds,
+                txt_ids=negative_text_ids,
+                img_ids=latent_image_ids,
+                joint_attention_kwargs=self.joint_attention_kwargs,
+                return_dict=False,
+            )
+        noise_pred = self.predict_noise_maybe_with_cfg(
+            do_true_cfg=do_true_cfg,
+            true_cfg_scale=true_cfg_scale,
+            positive_kwargs=positive_kwargs,
+            negative_kwargs=negative_kwargs,
+            cfg_normalize=False,
+        )
+        return noise_pred
 
-                if latents.dtype != latents_dtype:
-                    if torch.backends.mps.is_available():
-                        # some platforms (eg. apple mps) misbehave due to a pytorch bug: https://github.com/pytorch/pytorch/pull/99272
-                        latents = latents.to(latents_dtype)
+    def denoise_step(
+        self, input_batch: InputBatch | None, *, states: Sequence[StepRequestState] | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        return denoise_requests(self, input_batch, states)
 
-                # call the callback, if provided
-                if i == len(timesteps) - 1 or ((i + 1) > num_warmup_steps and (i + 1) % self.scheduler.order == 0):
-                    progress_bar.update()
+    @torch.no_grad()
+    @per_request
+    def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
+        latents = state.latents
+        t = state.timesteps[state.step_index]
+        state.step_index += 1
+
+        # compute the previous noisy sample x_t -> x_t-1
+        latents_dtype = latents.dtype
+        latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
+
+        if latents.dtype != latents_dtype:
+            if torch.backends.mps.is_available():
+                # some platforms (eg. apple mps) misbehave due to a pytorch bug: https://github.com/pytorch/pytorch/pull/99272
+                latents = latents.to(latents_dtype)
+        state.latents = latents
+
+    @torch.no_grad()
+    @per_request
+    def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
+        latents = state.latents
+        output_type = state.extra["output_type"]
+        height = state.extra["height"]
+        width = state.extra["width"]
 
         self._current_timestep = None
 
@@ -872,6 +947,18 @@ class FluxPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diff
             image = self.vae.decode(latents, return_dict=False)[0]
 
         return DiffusionOutput(output=image)
+
+    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+        return run_request(self, req)
+
+    def combine_cfg_noise(
+        self, positive_noise_pred, negative_noise_pred, true_cfg_scale, cfg_normalize=False, kwargs=None
+    ):
+        """What guidance makes of the two predictions."""
+        noise_pred = single(positive_noise_pred)
+        neg_noise_pred = single(negative_noise_pred)
+        noise_pred = neg_noise_pred + true_cfg_scale * (noise_pred - neg_noise_pred)
+        return noise_pred
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         return load_component_weights(self, weights)

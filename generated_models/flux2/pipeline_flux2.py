@@ -16,14 +16,14 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/flux2/pipeline_flux2.py sha256 2782c9a4b3271492fed8d47184c43a8e977fffcedb804ffe7e0b7dde81f2afcd
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
-# Rules: drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger
+# Rules: drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -48,16 +48,21 @@ from porter.runtime.diffusion.models.interface import SupportsComponentDiscovery
 from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
 from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import DiffusionPipelineProfilerMixin
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
+from porter.runtime.diffusion.worker.input_batch import InputBatch
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
+from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
 from .flux2_transformer import Flux2Transformer2DModel
 from .support import (
+    denoise_requests,
     load_component,
     load_component_weights,
+    per_request,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
+    run_request,
     weights_source,
 )
 
@@ -319,6 +324,15 @@ class Flux2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Dif
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     support_image_input: ClassVar[bool] = True
+    supports_step_execution: ClassVar[bool] = True
+    request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
+    request_attributes: ClassVar[tuple[str, ...]] = (
+        "_attention_kwargs",
+        "_current_timestep",
+        "_guidance_scale",
+        "_interrupt",
+        "_num_timesteps",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
@@ -771,9 +785,10 @@ class Flux2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Dif
         return self._interrupt
 
     @torch.no_grad()
-    def forward(
+    @per_request
+    def prepare_encode(
         self,
-        req: DiffusionRequestBatch,
+        state: StepRequestState,
         image: PIL.Image.Image | list[PIL.Image.Image] | None = None,
         prompt: str | list[str] = None,
         height: int | None = None,
@@ -790,7 +805,7 @@ class Flux2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Dif
         max_sequence_length: int = 512,
         text_encoder_out_layers: tuple[int] = (10, 20, 30),
         caption_upsample_temperature: float = None,
-    ) -> DiffusionOutput:
+    ) -> StepRequestState:
         r"""
         Function invoked when calling the pipeline for generation.
 
@@ -865,7 +880,7 @@ class Flux2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Dif
             `return_dict` is True, otherwise a `tuple`. When returning a tuple, the first element is a list with the
             generated images.
         """
-        given = request_arguments(req, type(self))
+        given = request_arguments(state, type(self))
         image = given.pop("image", image)
         prompt = given.pop("prompt", prompt)
         height = given.pop("height", height)
@@ -984,7 +999,6 @@ class Flux2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Dif
             sigmas=sigmas,
             mu=mu,
         )
-        num_warmup_steps = max(len(timesteps) - num_inference_steps * self.scheduler.order, 0)
         self._num_timesteps = len(timesteps)
 
         # handle guidance
@@ -995,47 +1009,85 @@ class Flux2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Dif
         # We set the index here to remove DtoH sync, helpful especially during compilation.
         # Check out more details here: https://github.com/huggingface/diffusers/pull/11696
         self.scheduler.set_begin_index(0)
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for i, t in enumerate(timesteps):
-                if self.interrupt:
-                    continue
+        state.latents = latents
+        state.timesteps = timesteps
+        state.extra.update(
+            prompt_embeds=prompt_embeds,
+            output_type=output_type,
+            text_ids=text_ids,
+            latent_ids=latent_ids,
+            image_latents=image_latents,
+            image_latent_ids=image_latent_ids,
+            guidance=guidance,
+        )
+        return state
 
-                self._current_timestep = t
-                # broadcast to batch dimension in a way that's compatible with ONNX/Core ML
-                timestep = t.expand(latents.shape[0]).to(latents.dtype)
+    @torch.no_grad()
+    @per_request
+    def denoise(self, state: StepRequestState) -> torch.Tensor:
+        """The prediction for one step of one request."""
+        latents = state.latents
+        latent_ids = state.extra["latent_ids"]
+        image_latents = state.extra["image_latents"]
+        image_latent_ids = state.extra["image_latent_ids"]
+        guidance = state.extra["guidance"]
+        prompt_embeds = state.extra["prompt_embeds"]
+        text_ids = state.extra["text_ids"]
+        t = state.timesteps[state.step_index]
 
-                latent_model_input = latents.to(self.transformer.dtype)
-                latent_image_ids = latent_ids
+        self._current_timestep = t
+        # broadcast to batch dimension in a way that's compatible with ONNX/Core ML
+        timestep = t.expand(latents.shape[0]).to(latents.dtype)
 
-                if image_latents is not None:
-                    latent_model_input = torch.cat([latents, image_latents], dim=1).to(self.transformer.dtype)
-                    latent_image_ids = torch.cat([latent_ids, image_latent_ids], dim=1)
+        latent_model_input = latents.to(self.transformer.dtype)
+        latent_image_ids = latent_ids
 
-                noise_pred = self.transformer(
-                    hidden_states=latent_model_input,  # (B, image_seq_len, C)
-                    timestep=timestep / 1000,
-                    guidance=guidance,
-                    encoder_hidden_states=prompt_embeds,
-                    txt_ids=text_ids,  # B, text_seq_len, 4
-                    img_ids=latent_image_ids,  # B, image_seq_len, 4
-                    joint_attention_kwargs=self.attention_kwargs,
-                    return_dict=False,
-                )[0]
+        if image_latents is not None:
+            latent_model_input = torch.cat([latents, image_latents], dim=1).to(self.transformer.dtype)
+            latent_image_ids = torch.cat([latent_ids, image_latent_ids], dim=1)
 
-                noise_pred = noise_pred[:, : latents.size(1) :]
+        noise_pred = self.transformer(
+            hidden_states=latent_model_input,  # (B, image_seq_len, C)
+            timestep=timestep / 1000,
+            guidance=guidance,
+            encoder_hidden_states=prompt_embeds,
+            txt_ids=text_ids,  # B, text_seq_len, 4
+            img_ids=latent_image_ids,  # B, image_seq_len, 4
+            joint_attention_kwargs=self.attention_kwargs,
+            return_dict=False,
+        )[0]
 
-                # compute the previous noisy sample x_t -> x_t-1
-                latents_dtype = latents.dtype
-                latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
+        noise_pred = noise_pred[:, : latents.size(1) :]
+        return noise_pred
 
-                if latents.dtype != latents_dtype:
-                    if torch.backends.mps.is_available():
-                        # some platforms (eg. apple mps) misbehave due to a pytorch bug: https://github.com/pytorch/pytorch/pull/99272
-                        latents = latents.to(latents_dtype)
+    def denoise_step(
+        self, input_batch: InputBatch | None, *, states: Sequence[StepRequestState] | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        return denoise_requests(self, input_batch, states)
 
-                # call the callback, if provided
-                if i == len(timesteps) - 1 or ((i + 1) > num_warmup_steps and (i + 1) % self.scheduler.order == 0):
-                    progress_bar.update()
+    @torch.no_grad()
+    @per_request
+    def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
+        latents = state.latents
+        t = state.timesteps[state.step_index]
+        state.step_index += 1
+
+        # compute the previous noisy sample x_t -> x_t-1
+        latents_dtype = latents.dtype
+        latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
+
+        if latents.dtype != latents_dtype:
+            if torch.backends.mps.is_available():
+                # some platforms (eg. apple mps) misbehave due to a pytorch bug: https://github.com/pytorch/pytorch/pull/99272
+                latents = latents.to(latents_dtype)
+        state.latents = latents
+
+    @torch.no_grad()
+    @per_request
+    def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
+        latents = state.latents
+        output_type = state.extra["output_type"]
+        latent_ids = state.extra["latent_ids"]
 
         self._current_timestep = None
 
@@ -1055,6 +1107,9 @@ class Flux2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Dif
             image = self.vae.decode(latents, return_dict=False)[0]
 
         return DiffusionOutput(output=image)
+
+    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+        return run_request(self, req)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         return load_component_weights(self, weights)

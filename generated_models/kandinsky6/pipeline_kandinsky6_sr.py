@@ -63,6 +63,7 @@ from .support import (
     load_component_weights,
     refuse_parallelism,
     request_arguments,
+    request_state,
     requested_output_type,
     weights_source,
 )
@@ -1560,7 +1561,8 @@ class Kandinsky6SRPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
             [`Kandinsky6SRPipelineOutput`] or `tuple`:
                 The super-resolved video; a one-element tuple when `return_dict=False`.
         """
-        given = request_arguments(req, type(self))
+        state = request_state(req)
+        given = request_arguments(state, type(self))
         video = given.pop("video", video)
         resolution_scale = given.pop("resolution_scale", resolution_scale)
         num_inference_steps = given.pop("num_inference_steps", num_inference_steps)

@@ -17,13 +17,13 @@
 # Source: diffusers/models/autoencoders/autoencoder_kl_qwenimage21.py sha256 1e29f252dbddd044b84c8b794589001ce94bb125a8f13eb5b226ef30c1e2ea11
 # Source: diffusers/pipelines/qwenimage21/pipeline_qwenimage21.py sha256 e75e4ce38d38e194edaac818bba99b2115b4bb2bfdbd15ce03a2813b0fe8856c
 # Source: diffusers/models/transformers/transformer_qwenimage21.py sha256 7a3393f89b1eb71d79c8669a719a21a616e6c8b188b2c1f5a2faca2cc701f171
-# Rules: cache-context, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, register-to-config, replace-logger
+# Rules: cache-context, cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, register-to-config, replace-logger, step-execution
 # Vendored, since the target's diffusers lacks it: diffusers.models.autoencoders.autoencoder_kl_qwenimage21.AutoencoderKLQwenImage21
 # Vendored, since the target's diffusers lacks it: diffusers.models.transformers.transformer_qwenimage21.QwenImage21KVCache
 
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,22 +44,30 @@ from PIL import Image as PILImage
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from porter.runtime.diffusion.data import DiffusionOutput, OmniDiffusionConfig
+from porter.runtime.diffusion.distributed.cfg_parallel import CFGParallelMixin
 from porter.runtime.diffusion.distributed.utils import get_local_device
 from porter.runtime.diffusion.models.interface import SupportsComponentDiscovery
 from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
 from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import DiffusionPipelineProfilerMixin
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
+from porter.runtime.diffusion.worker.input_batch import InputBatch
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
+from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
 from .qwen_image21_transformer import QwenImage21Transformer2DModel
 from .support import (
+    denoise_requests,
     load_component,
     load_component_weights,
     model_index_value,
+    per_request,
+    predict_branches,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
+    run_request,
+    single,
     weights_source,
 )
 
@@ -1718,7 +1726,9 @@ def calculate_dimensions(target_area, ratio):
     return width, height, None
 
 
-class QwenImage21Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, DiffusionPipelineProfilerMixin):
+class QwenImage21Pipeline(
+    nn.Module, CFGParallelMixin, ProgressBarMixin, SupportsComponentDiscovery, DiffusionPipelineProfilerMixin
+):
     r"""
     Text-to-image and image-conditioned generation with Qwen-Image 2.1.
 
@@ -1751,6 +1761,14 @@ class QwenImage21Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscover
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     support_image_input: ClassVar[bool] = True
+    supports_step_execution: ClassVar[bool] = True
+    request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
+    request_attributes: ClassVar[tuple[str, ...]] = (
+        "_attention_kwargs",
+        "_current_timestep",
+        "_interrupt",
+        "_num_timesteps",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
@@ -2064,9 +2082,10 @@ class QwenImage21Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscover
         return self._interrupt
 
     @torch.no_grad()
-    def forward(
+    @per_request
+    def prepare_encode(
         self,
-        req: DiffusionRequestBatch,
+        state: StepRequestState,
         prompt: str | list[str] = None,
         image: PipelineImageInput | None = None,
         negative_prompt: str | list[str] = None,
@@ -2086,7 +2105,7 @@ class QwenImage21Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscover
         attention_kwargs: dict[str, Any] | None = None,
         output_resolution: int = 1024,
         use_kv_cache: bool = True,
-    ) -> DiffusionOutput:
+    ) -> StepRequestState:
         r"""
         Function invoked when calling the pipeline for generation.
 
@@ -2158,7 +2177,8 @@ class QwenImage21Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscover
             [`~pipelines.qwenimage.QwenImagePipelineOutput`] if `return_dict` is True, otherwise a `tuple` whose first
             element is a list with the generated images.
         """
-        given = request_arguments(req, type(self))
+        negative_image_pad_mask = None  # not in every case
+        given = request_arguments(state, type(self))
         prompt = given.pop("prompt", prompt)
         image = given.pop("image", image)
         negative_prompt = given.pop("negative_prompt", negative_prompt)
@@ -2317,7 +2337,6 @@ class QwenImage21Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscover
         timesteps, num_inference_steps = retrieve_timesteps(
             self.scheduler, num_inference_steps, device, sigmas=sigmas, mu=mu
         )
-        num_warmup_steps = max(len(timesteps) - num_inference_steps * self.scheduler.order, 0)
         self._num_timesteps = len(timesteps)
 
         # The transformer's `img_mask` spans the joint sequence, so append one slot per 2x2 group of target latents.
@@ -2339,60 +2358,120 @@ class QwenImage21Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscover
 
         # 5. Denoising loop
         self.scheduler.set_begin_index(0)
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for i, t in enumerate(timesteps):
-                if self.interrupt:
-                    # `continue` would skip the step that prefills the cache and leave the next one decoding from an
-                    # empty one, so stop the loop instead.
-                    break
+        state.latents = latents
+        state.timesteps = timesteps
+        state.extra.update(
+            true_cfg_scale=true_cfg_scale,
+            height=height,
+            width=width,
+            prompt_embeds=prompt_embeds,
+            prompt_embeds_mask=prompt_embeds_mask,
+            negative_prompt_embeds=negative_prompt_embeds,
+            negative_prompt_embeds_mask=negative_prompt_embeds_mask,
+            output_type=output_type,
+            do_true_cfg=do_true_cfg,
+            image_pad_mask=image_pad_mask,
+            negative_image_pad_mask=negative_image_pad_mask,
+            input_images_latents=input_images_latents,
+            img_shapes=img_shapes,
+            cache_enabled=cache_enabled,
+            cond_cache=cond_cache,
+            neg_cache=neg_cache,
+        )
+        return state
 
-                self._current_timestep = t
-                kv_mode = "extract" if (cache_enabled and i == 0) else ("cached" if cache_enabled else None)
+    @torch.no_grad()
+    @per_request
+    def denoise(self, state: StepRequestState) -> torch.Tensor:
+        """The prediction for one step of one request."""
+        latents = state.latents
+        cache_enabled = state.extra["cache_enabled"]
+        input_images_latents = state.extra["input_images_latents"]
+        prompt_embeds = state.extra["prompt_embeds"]
+        prompt_embeds_mask = state.extra["prompt_embeds_mask"]
+        img_shapes = state.extra["img_shapes"]
+        image_pad_mask = state.extra["image_pad_mask"]
+        cond_cache = state.extra["cond_cache"]
+        do_true_cfg = state.extra["do_true_cfg"]
+        negative_prompt_embeds = state.extra["negative_prompt_embeds"]
+        negative_prompt_embeds_mask = state.extra["negative_prompt_embeds_mask"]
+        negative_image_pad_mask = state.extra["negative_image_pad_mask"]
+        neg_cache = state.extra["neg_cache"]
+        true_cfg_scale = state.extra["true_cfg_scale"]
+        i = state.step_index
+        t = state.timesteps[state.step_index]
 
-                latent_model_input = latents
-                if input_images_latents is not None:
-                    latent_model_input = torch.cat([input_images_latents, latents], dim=1)
+        self._current_timestep = t
+        kv_mode = "extract" if (cache_enabled and i == 0) else ("cached" if cache_enabled else None)
 
-                timestep = t.expand(latents.shape[0]).to(latents.dtype)
-                noise_pred = self.transformer(
-                    hidden_states=latent_model_input,
-                    timestep=timestep / 1000,
-                    encoder_hidden_states=prompt_embeds,
-                    encoder_hidden_states_mask=prompt_embeds_mask,
-                    img_shapes=img_shapes,
-                    img_mask=image_pad_mask,
-                    attention_kwargs=self.attention_kwargs,
-                    kv_cache=cond_cache,
-                    kv_cache_mode=kv_mode,
-                    return_dict=False,
-                )[0]
-                noise_pred = noise_pred[:, -latents.size(1) :]
+        latent_model_input = latents
+        if input_images_latents is not None:
+            latent_model_input = torch.cat([input_images_latents, latents], dim=1)
 
-                if do_true_cfg:
-                    neg_noise_pred = self.transformer(
-                        hidden_states=latent_model_input,
-                        timestep=timestep / 1000,
-                        encoder_hidden_states=negative_prompt_embeds,
-                        encoder_hidden_states_mask=negative_prompt_embeds_mask,
-                        img_shapes=img_shapes,
-                        img_mask=negative_image_pad_mask,
-                        attention_kwargs=self.attention_kwargs,
-                        kv_cache=neg_cache,
-                        kv_cache_mode=kv_mode,
-                        return_dict=False,
-                    )[0]
-                    neg_noise_pred = neg_noise_pred[:, -latents.size(1) :]
-                    noise_pred = neg_noise_pred + true_cfg_scale * (noise_pred - neg_noise_pred)
+        timestep = t.expand(latents.shape[0]).to(latents.dtype)
+        positive_kwargs = dict(
+            hidden_states=latent_model_input,
+            timestep=timestep / 1000,
+            encoder_hidden_states=prompt_embeds,
+            encoder_hidden_states_mask=prompt_embeds_mask,
+            img_shapes=img_shapes,
+            img_mask=image_pad_mask,
+            attention_kwargs=self.attention_kwargs,
+            kv_cache=cond_cache,
+            kv_cache_mode=kv_mode,
+            return_dict=False,
+        )
+        negative_kwargs = None
 
-                latents_dtype = latents.dtype
-                latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
-                if latents.dtype != latents_dtype and torch.backends.mps.is_available():
-                    # some platforms (eg. apple mps) misbehave due to a pytorch bug:
-                    # https://github.com/pytorch/pytorch/pull/99272
-                    latents = latents.to(latents_dtype)
+        if do_true_cfg:
+            negative_kwargs = dict(
+                hidden_states=latent_model_input,
+                timestep=timestep / 1000,
+                encoder_hidden_states=negative_prompt_embeds,
+                encoder_hidden_states_mask=negative_prompt_embeds_mask,
+                img_shapes=img_shapes,
+                img_mask=negative_image_pad_mask,
+                attention_kwargs=self.attention_kwargs,
+                kv_cache=neg_cache,
+                kv_cache_mode=kv_mode,
+                return_dict=False,
+            )
+        noise_pred, negative_pred = predict_branches(self, do_true_cfg, positive_kwargs, negative_kwargs)
+        noise_pred = noise_pred[:, -latents.size(1) :]
 
-                if i == len(timesteps) - 1 or ((i + 1) > num_warmup_steps and (i + 1) % self.scheduler.order == 0):
-                    progress_bar.update()
+        if do_true_cfg:
+            neg_noise_pred = negative_pred
+            neg_noise_pred = neg_noise_pred[:, -latents.size(1) :]
+            noise_pred = neg_noise_pred + true_cfg_scale * (noise_pred - neg_noise_pred)
+        return noise_pred
+
+    def denoise_step(
+        self, input_batch: InputBatch | None, *, states: Sequence[StepRequestState] | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        return denoise_requests(self, input_batch, states)
+
+    @torch.no_grad()
+    @per_request
+    def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
+        latents = state.latents
+        t = state.timesteps[state.step_index]
+        state.step_index += 1
+
+        latents_dtype = latents.dtype
+        latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
+        if latents.dtype != latents_dtype and torch.backends.mps.is_available():
+            # some platforms (eg. apple mps) misbehave due to a pytorch bug:
+            # https://github.com/pytorch/pytorch/pull/99272
+            latents = latents.to(latents_dtype)
+        state.latents = latents
+
+    @torch.no_grad()
+    @per_request
+    def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
+        latents = state.latents
+        output_type = state.extra["output_type"]
+        height = state.extra["height"]
+        width = state.extra["width"]
 
         self._current_timestep = None
         if output_type == "latent":
@@ -2414,6 +2493,13 @@ class QwenImage21Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscover
             image = self.vae.decode(latents, return_dict=False)[0][:, :, 0]
 
         return DiffusionOutput(output=image)
+
+    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+        return run_request(self, req)
+
+    def combine_cfg_noise(self, positive_noise_pred, negative_noise_pred, *args, **kwargs):
+        """Both predictions as they are: ``denoise`` guides by itself."""
+        return single(positive_noise_pred), single(negative_noise_pred)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         return load_component_weights(self, weights)

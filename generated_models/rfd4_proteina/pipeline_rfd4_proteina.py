@@ -17,7 +17,7 @@
 # Source: diffusers/pipelines/rfd4_proteina/pipeline_rfd4_proteina.py sha256 0db9d42c082d534cf6a919506bbc409cbb7bb7db1721adc38e1606cce97b1806
 # Source: diffusers/models/transformers/transformer_rfd4_proteina.py sha256 f9b8ad97c04cdc4e9b6fd39beca1d57067ef1d428b4e73ccb753a72f6832f6b8
 # Source: diffusers/pipelines/rfd4_proteina/pipeline_output.py sha256 685d80e3fb2b531774e375faf1e48e6753474f9c863d83514df0ee9598dbe3e2
-# Rules: drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, register-to-config
+# Rules: drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, register-to-config, step-execution
 # Vendored, since the target's diffusers lacks it: diffusers.models.autoencoders.autoencoder_rfd4_proteina.RFD4ProteinaAutoencoder
 # Vendored, since the target's diffusers lacks it: diffusers.models.transformers.transformer_rfd4_proteina.CONDITION_KEYS
 # Vendored, since the target's diffusers lacks it: diffusers.models.transformers.transformer_rfd4_proteina.prepare_coord_group_seq
@@ -47,15 +47,20 @@ from porter.runtime.diffusion.models.interface import SupportsComponentDiscovery
 from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
 from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import DiffusionPipelineProfilerMixin
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
+from porter.runtime.diffusion.worker.input_batch import InputBatch
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
+from porter.runtime.diffusion.worker.utils import StepRequestState
 
 from .rfd4_proteina_transformer import RFD4ProteinaTransformer
 from .support import (
+    denoise_requests,
     load_component,
     load_component_weights,
     model_index_value,
+    per_request,
     refuse_parallelism,
     request_arguments,
+    run_request,
     weights_source,
 )
 
@@ -1096,6 +1101,9 @@ class RFD4ProteinaPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
     _dit_modules: ClassVar[list[str]] = ["transformer"]
     _encoder_modules: ClassVar[list[str]] = []
     _vae_modules: ClassVar[list[str]] = ["vae"]
+    supports_step_execution: ClassVar[bool] = True
+    request_components: ClassVar[tuple[str, ...]] = ("bb_ca_scheduler", "local_latents_scheduler")
+    request_attributes: ClassVar[tuple[str, ...]] = ("_attention_kwargs", "_interrupt", "_num_timesteps")
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
@@ -1285,9 +1293,10 @@ class RFD4ProteinaPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
         return noised * bb_mask[..., None]
 
     @torch.no_grad()
-    def forward(
+    @per_request
+    def prepare_encode(
         self,
-        req: DiffusionRequestBatch,
+        state: StepRequestState,
         padding_mask: torch.Tensor = None,
         is_in_context_conditioning: torch.Tensor = None,
         supports_local_latent: torch.Tensor = None,
@@ -1304,7 +1313,7 @@ class RFD4ProteinaPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
         latents_local_latents: torch.Tensor | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         output_type: str = "pt",
-    ) -> DiffusionOutput:
+    ) -> StepRequestState:
         """Generate structures and sequences from prepared molecular tensors.
 
         Args:
@@ -1368,7 +1377,7 @@ class RFD4ProteinaPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
                 Decoded atom37 tensors (`coords_nm` in nanometers, `residue_type`, `emit_mask`, `atom_mask`), the final
                 noisy state, the last clean estimate, and the last sequence and insertion logits.
         """
-        given = request_arguments(req, type(self))
+        given = request_arguments(state, type(self))
         padding_mask = given.pop("padding_mask", padding_mask)
         is_in_context_conditioning = given.pop("is_in_context_conditioning", is_in_context_conditioning)
         supports_local_latent = given.pop("supports_local_latent", supports_local_latent)
@@ -1480,50 +1489,130 @@ class RFD4ProteinaPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
         self._num_timesteps = steps
         self._interrupt = False
         self._attention_kwargs = attention_kwargs
-        with self.progress_bar(total=steps) as progress_bar:
-            for index in range(steps):
-                if self.interrupt:
-                    continue
-                bb_time = self.bb_ca_scheduler.timesteps[index]
-                latents_time = self.local_latents_scheduler.timesteps[index]
-                step_conditioning = conditioning
-                if use_coord_group_seq:
-                    # Draws from the row generators each step, so it must stay inside the loop.
-                    coord_group_seq = prepare_coord_group_seq(conditioning, generators)
-                    if coord_group_seq is not None:
-                        step_conditioning = {**conditioning, "_prepared_coord_group_seq": coord_group_seq}
-                prediction = self.transformer(
-                    bb_ca=bb_ca,
-                    local_latents=local_latents,
-                    bb_ca_time=bb_time.expand(batch_size),
-                    local_latents_time=latents_time.expand(batch_size),
-                    padding_mask=padding_mask,
-                    token_type=token_type,
-                    atom37_mask=atom37_mask,
-                    conditioning=step_conditioning,
-                    recycle_depth=recycle_depths[index],
-                    attention_kwargs=self.attention_kwargs,
-                )
-                bb_velocity, latents_velocity = prediction.backbone.float(), prediction.local_latents.float()
-                last_clean_bb_ca = (bb_ca + (1 - bb_time) * bb_velocity) * bb_mask[..., None]
-                last_clean_local_latents = (local_latents + (1 - latents_time) * latents_velocity) * latent_mask[
-                    ..., None
-                ]
-                bb_ca = self.bb_ca_scheduler.step(
-                    bb_velocity, bb_time, bb_ca, bb_mask, generator=generators
-                ).prev_sample
-                local_latents = self.local_latents_scheduler.step(
-                    latents_velocity, latents_time, local_latents, latent_mask, generator=generators
-                ).prev_sample
-                sequence_logits = prediction.sequence_logits
-                insertion_logits = prediction.insertion_logits
-                if target_backbone is not None:
-                    if index == steps - 1:
-                        bb_ca = target_backbone.clone()
-                    else:
-                        bb_ca = self.noise_backbone(target_backbone, bb_mask, conditioning, generators, index + 1)
+        state.latents = bb_ca
+        state.timesteps = torch.arange(steps)
+        state.extra.update(
+            padding_mask=padding_mask,
+            token_type=token_type,
+            atom37_mask=atom37_mask,
+            output_type=output_type,
+            generators=generators,
+            conditioning=conditioning,
+            batch_size=batch_size,
+            bb_mask=bb_mask,
+            latent_mask=latent_mask,
+            recycle_depths=recycle_depths,
+            use_coord_group_seq=use_coord_group_seq,
+            target_backbone=target_backbone,
+            local_latents=local_latents,
+            sequence_logits=sequence_logits,
+            insertion_logits=insertion_logits,
+            last_clean_bb_ca=last_clean_bb_ca,
+            last_clean_local_latents=last_clean_local_latents,
+        )
+        return state
 
-                progress_bar.update()
+    @torch.no_grad()
+    @per_request
+    def denoise(self, state: StepRequestState) -> torch.Tensor:
+        """The prediction for one step of one request."""
+        bb_ca = state.latents
+        conditioning = state.extra["conditioning"]
+        use_coord_group_seq = state.extra["use_coord_group_seq"]
+        generators = state.extra["generators"]
+        local_latents = state.extra["local_latents"]
+        batch_size = state.extra["batch_size"]
+        padding_mask = state.extra["padding_mask"]
+        token_type = state.extra["token_type"]
+        atom37_mask = state.extra["atom37_mask"]
+        recycle_depths = state.extra["recycle_depths"]
+        index = state.step_index
+        bb_time = self.bb_ca_scheduler.timesteps[index]
+        latents_time = self.local_latents_scheduler.timesteps[index]
+        step_conditioning = conditioning
+        if use_coord_group_seq:
+            # Draws from the row generators each step, so it must stay inside the loop.
+            coord_group_seq = prepare_coord_group_seq(conditioning, generators)
+            if coord_group_seq is not None:
+                step_conditioning = {**conditioning, "_prepared_coord_group_seq": coord_group_seq}
+        prediction = self.transformer(
+            bb_ca=bb_ca,
+            local_latents=local_latents,
+            bb_ca_time=bb_time.expand(batch_size),
+            local_latents_time=latents_time.expand(batch_size),
+            padding_mask=padding_mask,
+            token_type=token_type,
+            atom37_mask=atom37_mask,
+            conditioning=step_conditioning,
+            recycle_depth=recycle_depths[index],
+            attention_kwargs=self.attention_kwargs,
+        )
+        bb_velocity, latents_velocity = prediction.backbone.float(), prediction.local_latents.float()
+        state.extra.update(
+            bb_time=bb_time, latents_time=latents_time, prediction=prediction, latents_velocity=latents_velocity
+        )
+        return bb_velocity
+
+    def denoise_step(
+        self, input_batch: InputBatch | None, *, states: Sequence[StepRequestState] | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        return denoise_requests(self, input_batch, states)
+
+    @torch.no_grad()
+    @per_request
+    def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
+        bb_velocity = noise_pred
+        steps = state.timesteps
+        bb_ca = state.latents
+        bb_time = state.extra.get("bb_time")
+        bb_mask = state.extra["bb_mask"]
+        local_latents = state.extra["local_latents"]
+        latents_time = state.extra.get("latents_time")
+        latents_velocity = state.extra.get("latents_velocity")
+        latent_mask = state.extra["latent_mask"]
+        generators = state.extra["generators"]
+        prediction = state.extra.get("prediction")
+        target_backbone = state.extra["target_backbone"]
+        conditioning = state.extra["conditioning"]
+        index = state.step_index
+        state.step_index += 1
+        last_clean_bb_ca = (bb_ca + (1 - bb_time) * bb_velocity) * bb_mask[..., None]
+        last_clean_local_latents = (local_latents + (1 - latents_time) * latents_velocity) * latent_mask[..., None]
+        bb_ca = self.bb_ca_scheduler.step(bb_velocity, bb_time, bb_ca, bb_mask, generator=generators).prev_sample
+        local_latents = self.local_latents_scheduler.step(
+            latents_velocity, latents_time, local_latents, latent_mask, generator=generators
+        ).prev_sample
+        sequence_logits = prediction.sequence_logits
+        insertion_logits = prediction.insertion_logits
+        if target_backbone is not None:
+            if index == steps - 1:
+                bb_ca = target_backbone.clone()
+            else:
+                bb_ca = self.noise_backbone(target_backbone, bb_mask, conditioning, generators, index + 1)
+        state.latents = bb_ca
+        state.extra.update(
+            last_clean_bb_ca=last_clean_bb_ca,
+            last_clean_local_latents=last_clean_local_latents,
+            local_latents=local_latents,
+            sequence_logits=sequence_logits,
+            insertion_logits=insertion_logits,
+        )
+
+    @torch.no_grad()
+    @per_request
+    def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
+        bb_ca = state.latents
+        conditioning = state.extra["conditioning"]
+        token_type = state.extra["token_type"]
+        sequence_logits = state.extra["sequence_logits"]
+        latent_mask = state.extra["latent_mask"]
+        local_latents = state.extra["local_latents"]
+        padding_mask = state.extra["padding_mask"]
+        atom37_mask = state.extra["atom37_mask"]
+        output_type = state.extra["output_type"]
+        last_clean_bb_ca = state.extra["last_clean_bb_ca"]
+        last_clean_local_latents = state.extra["last_clean_local_latents"]
+        insertion_logits = state.extra["insertion_logits"]
 
         # Decode the terminal state, keeping CA-only tokens that have no latent.
         decode_conditioning = dict(conditioning)
@@ -1582,6 +1671,9 @@ class RFD4ProteinaPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
             insertion_logits=insertion_logits,
         )
         return DiffusionOutput(output=output)
+
+    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+        return run_request(self, req)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         return load_component_weights(self, weights)

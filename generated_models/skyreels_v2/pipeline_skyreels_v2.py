@@ -16,14 +16,14 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/skyreels_v2/pipeline_skyreels_v2.py sha256 c6e482267e4f2e3e5239ecb2563af35424bca501e01b90a7e22581db0c1315a7
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
-# Rules: cache-context, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger
+# Rules: cache-context, cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
 
 import html
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import regex as re
@@ -37,21 +37,28 @@ from torch import nn
 from transformers import AutoTokenizer, T5EncoderModel, UMT5EncoderModel
 
 from porter.runtime.diffusion.data import DiffusionOutput, OmniDiffusionConfig
+from porter.runtime.diffusion.distributed.cfg_parallel import CFGParallelMixin
 from porter.runtime.diffusion.distributed.utils import get_local_device
 from porter.runtime.diffusion.models.interface import SupportsComponentDiscovery
 from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
 from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import DiffusionPipelineProfilerMixin
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
+from porter.runtime.diffusion.worker.input_batch import InputBatch
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
+from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
 from .skyreels_v2_transformer import SkyReelsV2Transformer3DModel
 from .support import (
+    denoise_requests,
     load_component,
     load_component_weights,
+    per_request,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
+    run_request,
+    single,
     weights_source,
 )
 
@@ -116,7 +123,9 @@ def prompt_clean(text):
     return text
 
 
-class SkyReelsV2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, DiffusionPipelineProfilerMixin):
+class SkyReelsV2Pipeline(
+    nn.Module, CFGParallelMixin, ProgressBarMixin, SupportsComponentDiscovery, DiffusionPipelineProfilerMixin
+):
     r"""
     Pipeline for Text-to-Video (t2v) generation using SkyReels-V2.
 
@@ -146,6 +155,15 @@ class SkyReelsV2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery
     _dit_modules: ClassVar[list[str]] = ["transformer"]
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
+    supports_step_execution: ClassVar[bool] = True
+    request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
+    request_attributes: ClassVar[tuple[str, ...]] = (
+        "_attention_kwargs",
+        "_current_timestep",
+        "_guidance_scale",
+        "_interrupt",
+        "_num_timesteps",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
@@ -367,9 +385,10 @@ class SkyReelsV2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery
         return self._interrupt
 
     @torch.no_grad()
-    def forward(
+    @per_request
+    def prepare_encode(
         self,
-        req: DiffusionRequestBatch,
+        state: StepRequestState,
         prompt: str | list[str] = None,
         negative_prompt: str | list[str] = None,
         height: int = 544,
@@ -385,7 +404,7 @@ class SkyReelsV2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery
         output_type: str | None = "np",
         attention_kwargs: dict[str, Any] | None = None,
         max_sequence_length: int = 512,
-    ) -> DiffusionOutput:
+    ) -> StepRequestState:
         r"""
         The call function to the pipeline for generation.
 
@@ -454,7 +473,7 @@ class SkyReelsV2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery
                 where the first element is a list with the generated images and the second element is a list of `bool`s
                 indicating whether the corresponding generated image contains "not-safe-for-work" (nsfw) content.
         """
-        given = request_arguments(req, type(self))
+        given = request_arguments(state, type(self))
         prompt = given.pop("prompt", prompt)
         negative_prompt = given.pop("negative_prompt", negative_prompt)
         height = given.pop("height", height)
@@ -537,44 +556,82 @@ class SkyReelsV2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery
             generator,
             latents,
         )
-
-        # 6. Denoising loop
-        num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
         self._num_timesteps = len(timesteps)
+        state.latents = latents
+        state.timesteps = timesteps
+        state.extra.update(
+            guidance_scale=guidance_scale,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            output_type=output_type,
+            attention_kwargs=attention_kwargs,
+            transformer_dtype=transformer_dtype,
+        )
+        return state
 
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for i, t in enumerate(timesteps):
-                if self.interrupt:
-                    continue
+    @torch.no_grad()
+    @per_request
+    def denoise(self, state: StepRequestState) -> torch.Tensor:
+        """The prediction for one step of one request."""
+        latents = state.latents
+        transformer_dtype = state.extra["transformer_dtype"]
+        prompt_embeds = state.extra["prompt_embeds"]
+        attention_kwargs = state.extra["attention_kwargs"]
+        negative_prompt_embeds = state.extra["negative_prompt_embeds"]
+        guidance_scale = state.extra["guidance_scale"]
+        t = state.timesteps[state.step_index]
 
-                self._current_timestep = t
-                latent_model_input = latents.to(transformer_dtype)
-                timestep = t.expand(latents.shape[0])
+        self._current_timestep = t
+        latent_model_input = latents.to(transformer_dtype)
+        timestep = t.expand(latents.shape[0])
 
-                noise_pred = self.transformer(
-                    hidden_states=latent_model_input,
-                    timestep=timestep,
-                    encoder_hidden_states=prompt_embeds,
-                    attention_kwargs=attention_kwargs,
-                    return_dict=False,
-                )[0]
+        positive_kwargs = dict(
+            hidden_states=latent_model_input,
+            timestep=timestep,
+            encoder_hidden_states=prompt_embeds,
+            attention_kwargs=attention_kwargs,
+            return_dict=False,
+        )
+        negative_kwargs = None
 
-                if self.do_classifier_free_guidance:
-                    noise_uncond = self.transformer(
-                        hidden_states=latent_model_input,
-                        timestep=timestep,
-                        encoder_hidden_states=negative_prompt_embeds,
-                        attention_kwargs=attention_kwargs,
-                        return_dict=False,
-                    )[0]
-                    noise_pred = noise_uncond + guidance_scale * (noise_pred - noise_uncond)
+        if self.do_classifier_free_guidance:
+            negative_kwargs = dict(
+                hidden_states=latent_model_input,
+                timestep=timestep,
+                encoder_hidden_states=negative_prompt_embeds,
+                attention_kwargs=attention_kwargs,
+                return_dict=False,
+            )
+        noise_pred = self.predict_noise_maybe_with_cfg(
+            do_true_cfg=self.do_classifier_free_guidance,
+            true_cfg_scale=guidance_scale,
+            positive_kwargs=positive_kwargs,
+            negative_kwargs=negative_kwargs,
+            cfg_normalize=False,
+        )
+        return noise_pred
 
-                # compute the previous noisy sample x_t -> x_t-1
-                latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
+    def denoise_step(
+        self, input_batch: InputBatch | None, *, states: Sequence[StepRequestState] | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        return denoise_requests(self, input_batch, states)
 
-                # call the callback, if provided
-                if i == len(timesteps) - 1 or ((i + 1) > num_warmup_steps and (i + 1) % self.scheduler.order == 0):
-                    progress_bar.update()
+    @torch.no_grad()
+    @per_request
+    def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
+        latents = state.latents
+        t = state.timesteps[state.step_index]
+        state.step_index += 1
+
+        # compute the previous noisy sample x_t -> x_t-1
+        latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
+        state.latents = latents
+
+    @torch.no_grad()
+    @per_request
+    def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
+        latents = state.latents
+        output_type = state.extra["output_type"]
 
         self._current_timestep = None
 
@@ -594,6 +651,18 @@ class SkyReelsV2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery
             video = latents
 
         return DiffusionOutput(output=video)
+
+    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+        return run_request(self, req)
+
+    def combine_cfg_noise(
+        self, positive_noise_pred, negative_noise_pred, true_cfg_scale, cfg_normalize=False, kwargs=None
+    ):
+        """What guidance makes of the two predictions."""
+        noise_pred = single(positive_noise_pred)
+        noise_uncond = single(negative_noise_pred)
+        noise_pred = noise_uncond + true_cfg_scale * (noise_pred - noise_uncond)
+        return noise_pred
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         return load_component_weights(self, weights)

@@ -16,14 +16,14 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/wan/pipeline_wan.py sha256 e80e0bbb05db93a614e5c01733482ac56f0c426dc02abe3bb11383285fddd0a3
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
-# Rules: cache-context, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, register-to-config, replace-logger
+# Rules: cache-context, cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, register-to-config, replace-logger, step-execution
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
 
 import html
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import regex as re
@@ -38,21 +38,28 @@ from torch import nn
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from porter.runtime.diffusion.data import DiffusionOutput, OmniDiffusionConfig
+from porter.runtime.diffusion.distributed.cfg_parallel import CFGParallelMixin
 from porter.runtime.diffusion.distributed.utils import get_local_device
 from porter.runtime.diffusion.models.interface import SupportsComponentDiscovery
 from porter.runtime.diffusion.models.progress_bar import ProgressBarMixin
 from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import DiffusionPipelineProfilerMixin
+from porter.runtime.diffusion.worker.input_batch import InputBatch
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
+from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
 from .support import (
     build_component,
+    denoise_requests,
     load_component,
     load_component_weights,
     model_index_value,
+    per_request,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
+    run_request,
+    single,
     weights_source,
 )
 from .wan_transformer import WanTransformer3DModel
@@ -119,7 +126,9 @@ def prompt_clean(text):
     return text
 
 
-class WanPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, DiffusionPipelineProfilerMixin):
+class WanPipeline(
+    nn.Module, CFGParallelMixin, ProgressBarMixin, SupportsComponentDiscovery, DiffusionPipelineProfilerMixin
+):
     r"""
     Pipeline for text-to-video generation using Wan.
 
@@ -158,6 +167,16 @@ class WanPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diffu
     _dit_modules: ClassVar[list[str]] = ["transformer", "transformer_2"]
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
+    supports_step_execution: ClassVar[bool] = True
+    request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
+    request_attributes: ClassVar[tuple[str, ...]] = (
+        "_attention_kwargs",
+        "_current_timestep",
+        "_guidance_scale",
+        "_guidance_scale_2",
+        "_interrupt",
+        "_num_timesteps",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
@@ -387,9 +406,10 @@ class WanPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diffu
         return self._interrupt
 
     @torch.no_grad()
-    def forward(
+    @per_request
+    def prepare_encode(
         self,
-        req: DiffusionRequestBatch,
+        state: StepRequestState,
         prompt: str | list[str] = None,
         negative_prompt: str | list[str] = None,
         height: int = 480,
@@ -406,7 +426,7 @@ class WanPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diffu
         output_type: str | None = "np",
         attention_kwargs: dict[str, Any] | None = None,
         max_sequence_length: int = 512,
-    ) -> DiffusionOutput:
+    ) -> StepRequestState:
         r"""
         The call function to the pipeline for generation.
 
@@ -479,7 +499,7 @@ class WanPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diffu
                 the first element is a list with the generated images and the second element is a list of `bool`s
                 indicating whether the corresponding generated image contains "not-safe-for-work" (nsfw) content.
         """
-        given = request_arguments(req, type(self))
+        given = request_arguments(state, type(self))
         prompt = given.pop("prompt", prompt)
         negative_prompt = given.pop("negative_prompt", negative_prompt)
         height = given.pop("height", height)
@@ -590,9 +610,6 @@ class WanPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diffu
         )
 
         mask = torch.ones(latents.shape, dtype=torch.float32, device=device)
-
-        # 6. Denoising loop
-        num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
         self._num_timesteps = len(timesteps)
 
         # We set the index here to remove DtoH sync, helpful especially during compilation.
@@ -603,61 +620,111 @@ class WanPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diffu
             boundary_timestep = self.config.boundary_ratio * self.scheduler.config.num_train_timesteps
         else:
             boundary_timestep = None
+        state.latents = latents
+        state.timesteps = timesteps
+        state.extra.update(
+            guidance_scale=guidance_scale,
+            guidance_scale_2=guidance_scale_2,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            output_type=output_type,
+            attention_kwargs=attention_kwargs,
+            transformer_dtype=transformer_dtype,
+            mask=mask,
+            boundary_timestep=boundary_timestep,
+        )
+        return state
 
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for i, t in enumerate(timesteps):
-                if self.interrupt:
-                    continue
+    @torch.no_grad()
+    @per_request
+    def denoise(self, state: StepRequestState) -> torch.Tensor:
+        """The prediction for one step of one request."""
+        latents = state.latents
+        boundary_timestep = state.extra["boundary_timestep"]
+        guidance_scale = state.extra["guidance_scale"]
+        guidance_scale_2 = state.extra["guidance_scale_2"]
+        transformer_dtype = state.extra["transformer_dtype"]
+        mask = state.extra["mask"]
+        prompt_embeds = state.extra["prompt_embeds"]
+        attention_kwargs = state.extra["attention_kwargs"]
+        negative_prompt_embeds = state.extra["negative_prompt_embeds"]
+        i = state.step_index
+        t = state.timesteps[state.step_index]
 
-                self._current_timestep = t
+        self._current_timestep = t
 
-                if boundary_timestep is None or t >= boundary_timestep:
-                    # wan2.1 or high-noise stage in wan2.2
-                    current_model = self.transformer
-                    current_guidance_scale = guidance_scale
-                else:
-                    # low-noise stage in wan2.2
-                    current_model = self.transformer_2
-                    current_guidance_scale = guidance_scale_2
+        if boundary_timestep is None or t >= boundary_timestep:
+            # wan2.1 or high-noise stage in wan2.2
+            current_model = self.transformer
+            current_guidance_scale = guidance_scale
+        else:
+            # low-noise stage in wan2.2
+            current_model = self.transformer_2
+            current_guidance_scale = guidance_scale_2
 
-                latent_model_input = latents.to(transformer_dtype)
-                if self.config.expand_timesteps:
-                    # seq_len: num_latent_frames * latent_height//2 * latent_width//2
-                    temp_ts = (mask[0][0][:, ::2, ::2] * t).flatten()
-                    # batch_size, seq_len
-                    timestep = temp_ts.unsqueeze(0).expand(latents.shape[0], -1)
-                else:
-                    timestep = t.expand(latents.shape[0])
+        latent_model_input = latents.to(transformer_dtype)
+        if self.config.expand_timesteps:
+            # seq_len: num_latent_frames * latent_height//2 * latent_width//2
+            temp_ts = (mask[0][0][:, ::2, ::2] * t).flatten()
+            # batch_size, seq_len
+            timestep = temp_ts.unsqueeze(0).expand(latents.shape[0], -1)
+        else:
+            timestep = t.expand(latents.shape[0])
 
-                cache_context_kwargs = {
-                    "step_index": i,
-                    "sigma": float(self.scheduler.sigmas[i]),
-                    "num_inference_steps": self._num_timesteps,
-                }
-                noise_pred = current_model(
-                    hidden_states=latent_model_input,
-                    timestep=timestep,
-                    encoder_hidden_states=prompt_embeds,
-                    attention_kwargs=attention_kwargs,
-                    return_dict=False,
-                )[0]
+        cache_context_kwargs = {
+            "step_index": i,
+            "sigma": float(self.scheduler.sigmas[i]),
+            "num_inference_steps": self._num_timesteps,
+        }
+        positive_kwargs = dict(
+            current_model=current_model,
+            hidden_states=latent_model_input,
+            timestep=timestep,
+            encoder_hidden_states=prompt_embeds,
+            attention_kwargs=attention_kwargs,
+            return_dict=False,
+        )
+        negative_kwargs = None
 
-                if self.do_classifier_free_guidance:
-                    noise_uncond = current_model(
-                        hidden_states=latent_model_input,
-                        timestep=timestep,
-                        encoder_hidden_states=negative_prompt_embeds,
-                        attention_kwargs=attention_kwargs,
-                        return_dict=False,
-                    )[0]
-                    noise_pred = noise_uncond + current_guidance_scale * (noise_pred - noise_uncond)
+        if self.do_classifier_free_guidance:
+            negative_kwargs = dict(
+                current_model=current_model,
+                hidden_states=latent_model_input,
+                timestep=timestep,
+                encoder_hidden_states=negative_prompt_embeds,
+                attention_kwargs=attention_kwargs,
+                return_dict=False,
+            )
+        noise_pred = self.predict_noise_maybe_with_cfg(
+            do_true_cfg=self.do_classifier_free_guidance,
+            true_cfg_scale=current_guidance_scale,
+            positive_kwargs=positive_kwargs,
+            negative_kwargs=negative_kwargs,
+            cfg_normalize=False,
+        )
+        return noise_pred
 
-                # compute the previous noisy sample x_t -> x_t-1
-                latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
+    def denoise_step(
+        self, input_batch: InputBatch | None, *, states: Sequence[StepRequestState] | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        return denoise_requests(self, input_batch, states)
 
-                # call the callback, if provided
-                if i == len(timesteps) - 1 or ((i + 1) > num_warmup_steps and (i + 1) % self.scheduler.order == 0):
-                    progress_bar.update()
+    @torch.no_grad()
+    @per_request
+    def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
+        latents = state.latents
+        t = state.timesteps[state.step_index]
+        state.step_index += 1
+
+        # compute the previous noisy sample x_t -> x_t-1
+        latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
+        state.latents = latents
+
+    @torch.no_grad()
+    @per_request
+    def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
+        latents = state.latents
+        output_type = state.extra["output_type"]
 
         self._current_timestep = None
 
@@ -677,6 +744,21 @@ class WanPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diffu
             video = latents
 
         return DiffusionOutput(output=video)
+
+    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+        return run_request(self, req)
+
+    def predict_noise(self, current_model, **kwargs):
+        return current_model(**kwargs)[0]
+
+    def combine_cfg_noise(
+        self, positive_noise_pred, negative_noise_pred, true_cfg_scale, cfg_normalize=False, kwargs=None
+    ):
+        """What guidance makes of the two predictions."""
+        noise_pred = single(positive_noise_pred)
+        noise_uncond = single(negative_noise_pred)
+        noise_pred = noise_uncond + true_cfg_scale * (noise_pred - noise_uncond)
+        return noise_pred
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         return load_component_weights(self, weights)

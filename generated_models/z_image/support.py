@@ -1,21 +1,25 @@
 """Requests and components of the pipelines in this folder."""
 
+import copy
 import dataclasses
+import functools
 import importlib
 import inspect
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import PIL.Image
 import torch
 from diffusers.configuration_utils import FrozenDict
 
-from porter.runtime.diffusion.data import OmniDiffusionConfig
+from porter.runtime.diffusion.data import DiffusionOutput, OmniDiffusionConfig
 from porter.runtime.diffusion.model_loader.diffusers_loader import DiffusersPipelineLoader
 from porter.runtime.diffusion.request import OmniDiffusionRequest
+from porter.runtime.diffusion.worker.input_batch import InputBatch
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
+from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.inputs.data import OmniDiffusionSamplingParams
 from porter.runtime.transformers_utils.config import get_hf_file_to_dict
 
@@ -26,7 +30,119 @@ ENGINE_KEYS = ("multi_modal_data", "mm_processor_kwargs", "modalities", "additio
 FRAME_COUNTS = ("num_frames", "frames", "video_length")
 
 
-def request_arguments(req: DiffusionRequestBatch, pipeline: Any) -> dict[str, Any]:
+def request_state(req: DiffusionRequestBatch) -> StepRequestState:
+    """The state of a request before anything was computed for it.
+
+    Raises:
+        ValueError: the batch holds several requests.
+    """
+    if len(req.requests) != 1:
+        raise ValueError(f"This pipeline takes one request at a time, got {len(req.requests)}.")
+    [request] = req.requests
+    return StepRequestState(request.request_id, request.sampling_params, request.prompt)
+
+
+def run_request(pipeline: Any, req: DiffusionRequestBatch) -> DiffusionOutput:
+    """Run a request from its first step to its last."""
+    state = pipeline.prepare_encode(request_state(req))
+    with pipeline.progress_bar(total=state.total_steps) as progress_bar:
+        for _ in range(state.total_steps):
+            pipeline.step_scheduler(state, pipeline.denoise_step(None, states=[state]))
+            progress_bar.update()
+    return pipeline.post_decode(state)
+
+
+def denoise_requests(
+    pipeline: Any, input_batch: InputBatch | None, states: Sequence[StepRequestState] | None
+) -> torch.Tensor:
+    """The predictions for one step of several requests, one below the other.
+
+    Args:
+        input_batch: the engine's view of the requests; a port reads their states.
+        states: the requests; those of ``input_batch`` if left out.
+    """
+    if states is None:
+        states = input_batch.states if input_batch is not None else ()
+    predictions = [pipeline.denoise(state) for state in states]
+    return predictions[0] if len(predictions) == 1 else torch.cat(predictions)
+
+
+def predict_branches(
+    pipeline: Any, guided: Any, positive_kwargs: dict[str, Any], negative_kwargs: dict[str, Any] | None
+) -> tuple[Any, Any]:
+    """The predictions of both branches of guidance, side by side where the engine has ranks for that."""
+    if not guided:
+        return pipeline.predict_noise(**positive_kwargs), None
+    return pipeline.predict_noise_maybe_with_cfg(
+        do_true_cfg=True,
+        true_cfg_scale=1.0,
+        positive_kwargs=positive_kwargs,
+        negative_kwargs=negative_kwargs,
+        cfg_normalize=False,
+    )
+
+
+def predict_halves(pipeline: Any, guided: Any, **kwargs: Any) -> Any:
+    """The prediction for a batch that holds both branches of guidance, one half after the other.
+
+    It is one call, as in diffusers; where the engine has ranks for the branches, each takes its half.
+    """
+    if not guided or pipeline.od_config.parallel_config.cfg_parallel_size == 1:
+        return pipeline.predict_noise(**kwargs)
+    batched = (value for value in kwargs.values() if isinstance(value, (torch.Tensor, list)))
+    rows = len(next(batched))
+    first, second = predict_branches(pipeline, True, *(_half(kwargs, half, rows) for half in (0, 1)))
+    if isinstance(first, list):
+        return [*first, *second]
+    if isinstance(first, tuple):
+        return tuple(torch.cat(parts) for parts in zip(first, second, strict=True))
+    return torch.cat([first, second])
+
+
+def _half(value: Any, half: int, rows: int) -> Any:
+    """One half of whatever has ``rows`` rows in ``value``; the rest as it is."""
+    if isinstance(value, dict):
+        return {key: _half(item, half, rows) for key, item in value.items()}
+    if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows:
+        return value.chunk(2)[half]
+    if isinstance(value, list) and len(value) == rows:
+        return value[half * rows // 2 : (half + 1) * rows // 2]
+    if isinstance(value, (tuple, list)):
+        return type(value)(_half(item, half, rows) for item in value)
+    return value
+
+
+def single(prediction: Any) -> Any:
+    """A prediction out of the tuple that the engine may hold it in."""
+    return prediction[0] if isinstance(prediction, tuple) and len(prediction) == 1 else prediction
+
+
+def per_request(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the pipeline hold a request's own schedulers and settings while ``method`` works on that request.
+
+    diffusers keeps them on the pipeline, which runs one call at a time. Here requests take turns.
+    """
+
+    @functools.wraps(method)
+    def work(self: Any, state: StepRequestState, *args: Any, **kwargs: Any) -> Any:
+        names = (*self.request_components, *self.request_attributes)
+        shared = {name: vars(self)[name] for name in names if name in vars(self)}
+        own = state.extra.setdefault("self", {})
+        for name in self.request_components:
+            if name not in own:
+                own[name] = copy.deepcopy(getattr(self, name))
+        state.scheduler = own.get("scheduler")
+        vars(self).update(own)
+        try:
+            return method(self, state, *args, **kwargs)
+        finally:
+            own.update({name: vars(self).pop(name) for name in names if name in vars(self)})
+            vars(self).update(shared)
+
+    return work
+
+
+def request_arguments(state: StepRequestState, pipeline: Any) -> dict[str, Any]:
     """The arguments that a request gives to a pipeline class, by the parameter names of diffusers.
 
     A parameter is looked up under its own name in the prompt, its multi-modal data, the extra arguments and the
@@ -37,15 +153,14 @@ def request_arguments(req: DiffusionRequestBatch, pipeline: Any) -> dict[str, An
     Raises:
         ValueError: the request names something that the pipeline does not take.
     """
-    if len(req.prompts) != 1:
-        raise ValueError(f"This pipeline takes one request at a time, got {len(req.prompts)}.")
-    signature = inspect.signature(pipeline.forward).parameters
-    names = [name for name in signature if name not in ("self", "req")]
+    signature = inspect.signature(getattr(pipeline, "prepare_encode", pipeline.forward)).parameters
+    names = [name for name in signature if name not in ("self", "req", "state")]
     is_open = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.values())
-    prompt, sampling = req.prompts[0], req.sampling_params
+    prompt, sampling = state.prompt, state.sampling
+    is_dummy_run = OmniDiffusionRequest.is_dummy_run_request_id(state.request_id)
     fields = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
     given = {name: value for name in names if (value := _sampling_value(sampling, name)) is not None}
-    if req.is_dummy_run():
+    if is_dummy_run:
         given |= _stand_ins(names, sampling)
     for source in (sampling.extra_args, fields.get("multi_modal_data") or {}, fields):
         for name, value in source.items():
@@ -55,7 +170,7 @@ def request_arguments(req: DiffusionRequestBatch, pipeline: Any) -> dict[str, An
                 given[name] = value
             elif name in pipeline.dropped_arguments:
                 raise ValueError(f"{name!r} is an argument of diffusers that this port does not have.")
-            elif value is not None and not req.is_dummy_run():
+            elif value is not None and not is_dummy_run:
                 raise ValueError(f"Unknown argument {name!r}. This pipeline takes: {', '.join(names)}.")
     return given
 
@@ -77,13 +192,13 @@ def _with_information(request: OmniDiffusionRequest, key: str, value: Any) -> Om
     return request
 
 
-def preprocessed_inputs(req: DiffusionRequestBatch) -> dict[str, Any]:
+def preprocessed_inputs(state: StepRequestState) -> dict[str, Any]:
     """What the pre-processing hook left with the request.
 
     Raises:
         Exception: what the hook met with; a ValueError if it did not run, which is the engine's part.
     """
-    prompt = req.prompts[0]
+    prompt = state.prompt
     held = (prompt.get("additional_information") or {}) if not isinstance(prompt, str) else {}
     if "preprocessing_failed" in held:
         raise held["preprocessing_failed"]

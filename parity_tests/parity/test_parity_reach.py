@@ -25,7 +25,7 @@ def pipelines() -> list[PipelineFacts]:
 def request_arguments():
     space: dict = {}
     exec(Converter(SourceTree(), get_target("porter"))._support(), space)
-    return space["request_arguments"]
+    return lambda req, pipeline: space["request_arguments"](space["request_state"](req), pipeline)
 
 
 def signature_of(facts: PipelineFacts) -> type:

@@ -261,6 +261,17 @@ def _forward(rule: type[Rule], example: Example) -> None:
     _method(example, "__call__", lambda facts, ctx, function: rule(facts).apply(ctx, function))  # type: ignore
 
 
+def _steps(rule: type[Rule], example: Example) -> None:
+    """The methods that a call was cut into, where the call was."""
+    for definition, facts in _pipelines(example):
+        node = example.node(definition.name)
+        body: list[Any] = []
+        for item in node.body.body:
+            is_call = isinstance(item, cst.FunctionDef) and item.name.value == "forward"
+            body += rule(facts).apply(example.context(definition), item) if is_call else [item]  # type: ignore
+        example.with_class(definition.name, node.with_changes(body=node.body.with_changes(body=body)))
+
+
 def _method(example: Example, name: str, apply: Callable[[PipelineFacts, Context, cst.FunctionDef], Any]) -> None:
     for definition, facts in _pipelines(example):
         node = example.node(definition.name)
@@ -316,6 +327,8 @@ RUNNERS: dict[str, Callable[[type[Rule], Example], None]] = {
     "DropArguments": _drop_arguments,
     "Forward": _forward,
     "PipelineConstructor": _constructor,
+    "GuidedPrediction": _steps,
+    "StepExecution": _steps,
     "PostProcessHook": _post_process,
     "PreProcessHook": _pre_process,
 }

@@ -69,6 +69,7 @@ def _assigns(item: ast.stmt, name: str) -> bool:
 
 
 def _arguments(cls: ast.ClassDef) -> list[str]:
-    forward = next(item for item in cls.body if isinstance(item, ast.FunctionDef) and item.name == "forward")
-    names = [arg.arg for arg in (*forward.args.posonlyargs, *forward.args.args, *forward.args.kwonlyargs)]
-    return [name for name in names if name not in ("self", "req")]
+    functions = {item.name: item for item in cls.body if isinstance(item, ast.FunctionDef)}
+    taking = functions.get("prepare_encode", functions["forward"])
+    names = [arg.arg for arg in (*taking.args.posonlyargs, *taking.args.args, *taking.args.kwonlyargs)]
+    return [name for name in names if name not in ("self", "req", "state")]

@@ -27,13 +27,20 @@ class OneWorker:
         checkpoint: folder in the layout of diffusers.
         dtype: of the weights, as torch names it.
         model_class_name: pipeline class; None: the one that ``model_index.json`` names.
+        step_execution: requests are run a step at a time, so many of them at once.
 
     Raises:
         EngineMissing: vllm-omni is not installed.
         Exception: whatever the engine raises while it loads the model.
     """
 
-    def __init__(self, checkpoint: str | Path, dtype: str = "float32", model_class_name: str | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        dtype: str = "float32",
+        model_class_name: str | None = None,
+        step_execution: int = 0,
+    ) -> None:
         require_engine()
         from vllm_omni.diffusion.data import OmniDiffusionConfig
         from vllm_omni.diffusion.registry import get_diffusion_post_process_func, get_diffusion_pre_process_func
@@ -48,6 +55,8 @@ class OneWorker:
             num_gpus=1,
             enforce_eager=True,
             master_port=_free_port(),
+            step_execution=step_execution > 0,
+            max_num_seqs=max(step_execution, 1),
         )
         config.enrich_config()
         self.config: Any = config
@@ -70,10 +79,8 @@ class OneWorker:
             What ``forward`` returned in its ``DiffusionOutput``, and what the post-processing hook made of it.
         """
         from vllm_omni.diffusion.postprocess.media import finalize_diffusion_media
-        from vllm_omni.diffusion.request import OmniDiffusionRequest
 
-        request_id = f"porter-{uuid.uuid4().hex[:12]}"
-        output = self._forward(OmniDiffusionRequest(prompt=prompt, sampling_params=params, request_id=request_id))
+        output = self._forward(self.request(prompt, params))
         if output.media is not None:
             return output.media.video.tensor, finalize_diffusion_media(output.media, sampling_params=params)
         if self._post_process is None:
@@ -94,11 +101,21 @@ class OneWorker:
         """
         request = dummy_request(self.config, size)
         if request is not None:
-            self._forward(request)
+            self._forward(request if self._pre_process is None else self._pre_process(request))
+
+    def request(self, prompt: Any, params: Any) -> Any:
+        """A request as the worker gets it: after the pre-processing hook."""
+        from vllm_omni.diffusion.request import OmniDiffusionRequest
+
+        request_id = f"porter-{uuid.uuid4().hex[:12]}"
+        made = OmniDiffusionRequest(prompt=prompt, sampling_params=params, request_id=request_id)
+        return made if self._pre_process is None else self._pre_process(made)
+
+    def step(self, scheduled: Any) -> Any:
+        """Run one step of the requests that the engine's scheduler chose."""
+        return self._worker.execute_stepwise(scheduled)
 
     def _forward(self, request: Any) -> Any:
-        if self._pre_process is not None:
-            request = self._pre_process(request)
         output = self._worker.execute_model(request, self.config)
         if output.error is not None:
             raise RuntimeError(f"the request failed: {output.error}")

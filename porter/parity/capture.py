@@ -130,7 +130,7 @@ def capture(pipeline: Any, methods: set[str] | None = None, stop: bool = False) 
                 continue
             if hasattr(item, "set_timesteps") and hasattr(item, "step"):
                 seen.add(cls)
-                _watch_scheduler(stack, record, cls, known, name)
+                _watch_scheduler(stack, record, pipeline, cls, known, name)
             elif hasattr(item, "postprocess") and not isinstance(item, torch.nn.Module):
                 seen.add(cls)
                 for method in _PROCESSOR_METHODS:
@@ -218,7 +218,7 @@ def _size(values: dict[str, Leaf]) -> int:
 
 
 def _watch_scheduler(
-    stack: contextlib.ExitStack, record: Capture, cls: type, known: dict[int, str], fallback: str
+    stack: contextlib.ExitStack, record: Capture, pipeline: Any, cls: type, known: dict[int, str], fallback: str
 ) -> None:
     depth = [0]  # a scheduler's method may call another of its own; only the outer call is a stage
 
@@ -233,7 +233,9 @@ def _watch_scheduler(
                 result = original(self, *args, **kwargs)
             finally:
                 depth[0] -= 1
-            name = known.get(id(self), fallback)
+            # A port works with copies of its own, which stand where the original stood.
+            held = {id(item): name for name, item in vars(pipeline).items() if isinstance(item, cls)}
+            name = known.get(id(self)) or held.get(id(self), fallback)
             if method == "set_timesteps":
                 schedule = {key: getattr(self, key, None) for key in ("timesteps", "sigmas")}
                 record.add(f"{name}.timesteps", "schedule", flatten(schedule, "result"))

@@ -62,7 +62,8 @@ class Forward(Rule):
                     self, req: DiffusionRequestBatch, prompt=None, height: int = 512
                 ) -> DiffusionOutput:
                     """Draw a picture."""
-                    given = request_arguments(req, type(self))
+                    state = request_state(req)
+                    given = request_arguments(state, type(self))
                     prompt = given.pop("prompt", prompt)
                     height = given.pop("height", height)
                     image = self.draw(prompt, height, lambda t: t + 1)
@@ -82,7 +83,8 @@ class Forward(Rule):
             """
             class ExamplePipeline(DiffusionPipeline):
                 def forward(self, req: DiffusionRequestBatch, prompt=None, **kwargs) -> DiffusionOutput:
-                    given = request_arguments(req, type(self))
+                    state = request_state(req)
+                    given = request_arguments(state, type(self))
                     prompt = given.pop("prompt", prompt)
                     kwargs.update(given)
 
@@ -104,7 +106,8 @@ class Forward(Rule):
         ctx.need("vllm_omni.diffusion.worker.request_batch", "DiffusionRequestBatch")
         ctx.need("", "request_arguments")
         own = [p for p in self.facts.parameters if p.name not in self.facts.dropped]
-        lines = ["given = request_arguments(req, type(self))"]
+        ctx.need("", "request_state")
+        lines = ["state = request_state(req)", "given = request_arguments(state, type(self))"]
         lines += [f'{p.name} = given.pop("{p.name}", {p.name})' for p in own]
         star = call.params.star_kwarg
         if isinstance(star, cst.Param):

@@ -93,7 +93,7 @@ class PreProcessHook(Rule):
 
                 def __call__(self, image, prompt=None, height: int | None = None):
                     height = height or image.height
-                    preprocessed = preprocessed_inputs(req)
+                    preprocessed = preprocessed_inputs(state)
                     image = preprocessed["image"]
                     return self.denoise(prompt, image.to(self.device))
 
@@ -104,7 +104,7 @@ class PreProcessHook(Rule):
                 image_processor = VaeImageProcessor(vae_scale_factor=vae_config.scale_factor)
 
                 def pre_process_func(request: OmniDiffusionRequest):
-                    given = request_arguments(DiffusionRequestBatch([request]), ExamplePipeline)
+                    given = request_arguments(request_state(DiffusionRequestBatch([request])), ExamplePipeline)
                     image = given.get("image", None)
                     height = given.get("height", None)
                     try:
@@ -234,7 +234,7 @@ class PreProcessHook(Rule):
         if not names:
             return []
         values = ", ".join(f'preprocessed["{name}"]' for name in names)
-        taken = statements(f"preprocessed = preprocessed_inputs(req)\n{', '.join(names)} = {values}\n")
+        taken = statements(f"preprocessed = preprocessed_inputs(state)\n{', '.join(names)} = {values}\n")
         return [taken[0].with_changes(leading_lines=item.leading_lines), taken[1]]
 
 

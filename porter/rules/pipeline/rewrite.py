@@ -18,9 +18,11 @@ from porter.rules.model.mixins import RemoveDecorators, is_mixin
 from porter.rules.pipeline.arguments import DropArguments
 from porter.rules.pipeline.constructor import PipelineConstructor
 from porter.rules.pipeline.forward import Forward
+from porter.rules.pipeline.guidance import MIXIN, GuidedPrediction
 from porter.rules.pipeline.members import CacheContext, PipelineMembers, StaticHelpers
 from porter.rules.pipeline.postprocess import PostProcess, PostProcessHook
 from porter.rules.pipeline.preprocess import PreProcess, PreProcessHook
+from porter.rules.pipeline.steps import StepExecution, request_attributes
 from porter.source import Definition
 
 BASES = (
@@ -96,19 +98,26 @@ class PipelineRewriter:
             ctx.report(definition.first_line, f"{component} stays diffusers' own model: {reason}")
         ported["__init__"] = [PipelineConstructor(self.facts).apply(ctx, init)]
         record(PipelineConstructor.name)
-        ported["__call__"] = [Forward(self.facts).apply(ctx, call)]
+        attributes = request_attributes(ported, [c.name for c in self.facts.components])
+        forward = Forward(self.facts).apply(ctx, call)
+        ported["__call__"] = [forward]
         record(Forward.name)
+        [forward, *guidance] = GuidedPrediction(self.facts).apply(ctx, forward)
         kept = [s for s in node.body.body if not isinstance(s, cst.FunctionDef) and not _is_class_machinery(s)]
-        head = statements(self._attributes())
-        [constructor], [forward] = ported.pop("__init__"), ported.pop("__call__")
+        [constructor] = ported.pop("__init__")
+        del ported["__call__"]
+        forwards = StepExecution(self.facts).apply(ctx, forward)
+        head = statements(self._attributes(attributes if len(forwards) > 1 else None))
         rest = [function for functions in ported.values() for function in functions]
-        body = [*kept, *head, constructor, *rest, forward, *self._load_weights(ctx)]
+        body = [*kept, *head, constructor, *rest, *forwards, *guidance, *self._load_weights(ctx)]
         ctx.dropped.extend(n for n in self.facts.dropped if n not in ctx.dropped)
-        node = node.with_changes(bases=self._bases(ctx, node), decorators=[], body=node.body.with_changes(body=body))
+        node = node.with_changes(
+            bases=self._bases(ctx, node, bool(guidance)), decorators=[], body=node.body.with_changes(body=body)
+        )
         ctx.record("port-class", node)
         return node
 
-    def _bases(self, ctx: Context, node: cst.ClassDef) -> list[cst.Arg]:
+    def _bases(self, ctx: Context, node: cst.ClassDef, guided: bool) -> list[cst.Arg]:
         ctx.imports["nn"] = ("torch", "nn")
         ctx.imports["torch"] = ("torch", None)
         names = ["nn.Module"]
@@ -116,23 +125,28 @@ class PipelineRewriter:
             name = dotted(base.value)
             if name and name != PIPELINE_BASE and not is_mixin(ctx, name):
                 names.append(name)
-        for module, name in BASES:
+        for module, name in (*([MIXIN] if guided else []), *BASES):
             names.append(ctx.need(module, name))
         return [cst.Arg(cst.parse_expression(name)) for name in names]
 
-    def _attributes(self) -> str:
+    def _attributes(self, of_request: list[str] | None) -> str:
         dits = [c.name for c in self.facts.components if c.converted]
         names = [c.name for c in self.facts.components]
         encoders = [n for n in names if re.match(r"(text|image|audio)_encoder", n)]
         vaes = [n for n in names if re.search(r"(^|_)(vae|vqvae|vq_model|movq)$", n)]
-        text = f"dropped_arguments: ClassVar[tuple[str, ...]] = {tuple(self.facts.dropped)!r}\n".replace("'", '"')
+        text = f"dropped_arguments: ClassVar[tuple[str, ...]] = {tuple(self.facts.dropped)!r}\n"
         text += "".join(
-            f"{key}: ClassVar[list[str]] = {value!r}\n".replace("'", '"')
+            f"{key}: ClassVar[list[str]] = {value!r}\n"
             for key, value in (("_dit_modules", dits), ("_encoder_modules", encoders), ("_vae_modules", vaes))
         )
         if any(p.name in IMAGE_INPUTS for p in self.facts.parameters):
             text += "support_image_input: ClassVar[bool] = True\n"
-        return text
+        if of_request is not None:
+            own = [c.name for c in self.facts.components if re.search(r"(^|_)(scheduler|guider)$", c.name)]
+            text += "supports_step_execution: ClassVar[bool] = True\n"
+            text += f"request_components: ClassVar[tuple[str, ...]] = {tuple(own)!r}\n"
+            text += f"request_attributes: ClassVar[tuple[str, ...]] = {tuple(of_request)!r}\n"
+        return text.replace("'", '"')
 
     def _load_weights(self, ctx: Context) -> list[Any]:
         ctx.need("typing", "ClassVar")
