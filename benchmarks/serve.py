@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import logging
 import os
 import platform
 import sys
@@ -47,9 +48,13 @@ def load(pipeline: str | None, models_dir: Path | None, scratch: Path) -> Omni:
     if pipeline is None:
         folder = write_checkpoint(scratch / "toy", dim=64, layers=4)
         return Omni(model=folder, models_dir=MODELS_DIR, device="cpu", dtype="float32")
+    from porter.cli.model_options import silence_pipeline
     from porter.parity import checkpoint
 
-    return Omni(model=checkpoint.build(pipeline, scratch / pipeline), models_dir=models_dir, device="cpu")
+    logging.getLogger("porter").setLevel(logging.ERROR)  # what pipelines say about every prompt
+    omni = Omni(model=checkpoint.build(pipeline, scratch / pipeline), models_dir=models_dir, device="cpu")
+    silence_pipeline(omni)
+    return omni
 
 
 def expected_pictures(omni: Omni, mix: list[Item]) -> list[np.ndarray | None]:
