@@ -59,6 +59,19 @@ def test_what_is_left_out_is_the_pipelines_default(server, toy):
     assert len(answers) == 2
 
 
+def test_diffusers_call_kwargs_are_what_a_request_leaves_open(tiny, start):
+    calls = {"num_inference_steps": 1, "height": 64, "width": 64, "num_images_per_prompt": 2, "guidance_scale": 2.0}
+    server = start(diffusers_backend(tiny("StableDiffusionPipeline"), calls))
+    assert len(server.ask("POST", "/v1/images/generations", {"prompt": "x"}).json["data"]) == 2
+    assert len(server.ask("POST", "/v1/images/generations", {"prompt": "x", "n": 1}).json["data"]) == 1
+    found = server.client().images.generate(prompt="x", n=1, extra_body={"seed": 3, "guidance_scale": 7.5})
+    params = OmniDiffusionSamplingParams(seed=3, guidance_scale=7.5, extra_args={"num_images_per_prompt": 1})
+    [expected] = server.app.state.context.omni.generate("x", params)[0].images
+    assert same(picture(found.data[0].b64_json), expected)
+    card = server.ask("GET", "/v1/models").json["data"][0]
+    assert (card["backend"], card["step_execution"]) == ("diffusers", False)
+
+
 def test_pictures_as_files(server):
     body = {"prompt": "x", "size": "64x64", "num_inference_steps": 1, "response_format": "file"}
     one = server.ask("POST", "/v1/images/generations", {**body, "output_format": "jpeg", "output_compression": 50})

@@ -96,6 +96,8 @@ class CallBuilder:
     def _arguments(self, given: dict[str, Any]) -> Iterable[tuple[str, Any]]:
         for field, value in given.items():
             name: str | None = field
+            if field == "prompt" and value == "" and not self.takes("prompt"):
+                continue  # bodies have to have one, models need not
             if field in ("n", "num_outputs_per_prompt"):
                 name = self._first(lambda item: PER_PROMPT.fullmatch(item) is not None)
                 if name is None and value == 1:

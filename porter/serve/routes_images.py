@@ -89,8 +89,9 @@ async def _answer(
     context: Context, request: Request, body: ImageFields, media: dict[str, Any], prefix: str
 ) -> ImageGenerationResponse | Response:
     _refuse(body)
-    fields = {name: getattr(body, name, None) for name in ARGUMENTS}
-    if str(fields["size"]).lower() == "auto":
+    # A field that has its default because nobody gave it leaves the pipeline's.
+    fields = {name: getattr(body, name) for name in ARGUMENTS if name in body.model_fields_set}
+    if str(fields.get("size")).lower() == "auto":
         fields["size"] = None
     prompt, params = context.calls.build(fields, merged_extra(body.extra_params, body.extra_args), media)
     job = context.submit(prompt, params, new_id(prefix))
