@@ -86,10 +86,10 @@ def free_port() -> int:
 
 @pytest.fixture
 def fake_vllm(tmp_path):
-    """An environment whose vllm prints what it was called with."""
-    (tmp_path / "lib/python3.11/site-packages/vllm_omni").mkdir(parents=True)
-    (tmp_path / "lib/python3.11/site-packages/vllm_omni/__init__.py").touch()
-    program = tmp_path / "bin" / "vllm"
+    """An environment whose interpreter prints what it was called with."""
+    for package in ("vllm", "vllm_omni", "porter-0.1.0.dist-info"):
+        (tmp_path / "lib/python3.11/site-packages" / package).mkdir(parents=True)
+    program = tmp_path / "bin" / "python"
     program.parent.mkdir()
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@" "$PORTER_OMNI_MODELS_DIR"\n')
     program.chmod(0o755)
@@ -103,8 +103,8 @@ def test_the_command_is_handed_to_vllm(fake_vllm, environment, tmp_path):
         [*COMMAND, "serve", "MODEL", "--engine", "vllm-omni", *given], env=environment, capture_output=True, text=True
     )
     lines = done.stdout.splitlines()
-    assert done.returncode == 0 and lines[:3] == ["serve", "MODEL", "--omni"]
-    assert lines[-1] == str(MODELS_DIR) and sorted(lines[3:-1]) == sorted([*given[:4], "--flow-shift", "3.0"])
+    assert done.returncode == 0 and lines[:5] == ["-m", "vllm.entrypoints.cli.main", "serve", "MODEL", "--omni"]
+    assert lines[-1] == str(MODELS_DIR) and sorted(lines[5:-1]) == sorted([*given[:4], "--flow-shift", "3.0"])
 
 
 def test_without_vllm_it_says_how_to_get_it(monkeypatch, capfd, tmp_path, fake_vllm):
@@ -115,6 +115,9 @@ def test_without_vllm_it_says_how_to_get_it(monkeypatch, capfd, tmp_path, fake_v
     monkeypatch.setenv("PORTER_OMNI_ENV", str(fake_vllm))
     assert main(["serve", "MODEL", "--engine", "vllm-omni", "--max-queue", "3"]) == 2
     assert "--max-queue is an option of porter's own server" in capfd.readouterr().err
+    (fake_vllm / "lib/python3.11/site-packages/porter-0.1.0.dist-info").rmdir()
+    assert main(["serve", "MODEL", "--engine", "vllm-omni"]) == 2
+    assert "porter, whose plugin" in capfd.readouterr().err
 
 
 def test_importing_the_command_line_imports_no_server():

@@ -13,7 +13,7 @@ import typer
 
 from porter.cli.common import Failure
 
-# The environment that has vllm, vllm-omni and porter: a folder with bin/vllm.
+# The environment that has vllm, vllm-omni and porter: a folder with bin/python.
 ENVIRONMENT = "PORTER_OMNI_ENV"
 # Options that only porter's own server has.
 _OWN = frozenset(
@@ -28,8 +28,8 @@ def hand_over(model: str, context: typer.Context) -> NoReturn:
         Failure: there is no vllm with vllm-omni and porter in the environment, or an option that it has no name for.
     """
     arguments = [*given_options(context), *context.args]
-    program = find_vllm()
-    command = [str(program), "serve", model, "--omni", *arguments]
+    # By its module: the script `vllm` names an interpreter that may have moved.
+    command = [str(find_python()), "-m", "vllm.entrypoints.cli.main", "serve", model, "--omni", *arguments]
     models_dir = context.params.get("models_dir")
     if models_dir is not None:
         os.environ["PORTER_OMNI_MODELS_DIR"] = str(Path(models_dir).resolve())
@@ -57,29 +57,30 @@ def given_options(context: typer.Context) -> list[str]:
     return found
 
 
-def find_vllm() -> Path:
-    """The ``vllm`` command beside which vllm-omni is installed.
+def find_python() -> Path:
+    """The interpreter of the environment that has vllm, vllm-omni and porter.
 
-    Looked for in ``PORTER_OMNI_ENV``, in this environment, in ``.venv-omni`` here, and on the path.
+    Looked for in ``PORTER_OMNI_ENV``; else in this environment, in ``.venv-omni`` here, and where ``vllm`` is found.
 
     Raises:
         Failure: there is none.
     """
     asked = os.environ.get(ENVIRONMENT)
     folders = [Path(asked)] if asked else [Path(sys.prefix), Path(".venv-omni")]
-    places = [folder / "bin" / "vllm" for folder in folders]
     if not asked and (on_path := shutil.which("vllm")):
-        places.append(Path(on_path))
-    for place in places:
-        if place.is_file() and _has_omni(place):
-            return place.absolute()
-    where = f"in {asked} ({ENVIRONMENT})" if asked else "in this environment, in .venv-omni, or on the path"
-    raise Failure(
-        f"--engine vllm-omni: no vllm with vllm-omni {where}. Make one (`make omni-env` in a checkout, or "
-        f"docs/omni.md), and name its folder in {ENVIRONMENT}"
-    )
+        folders.append(Path(on_path).resolve().parent.parent)
+    with_engine = [folder for folder in folders if _has(folder, "vllm") and _has(folder, "vllm_omni")]
+    if not with_engine:
+        where = f"in {asked} ({ENVIRONMENT})" if asked else "in this environment, in .venv-omni, or on the path"
+        raise Failure(
+            f"--engine vllm-omni: no vllm with vllm-omni {where}. Make one (`make omni-env` in a checkout, or "
+            f"docs/omni.md), and name its folder in {ENVIRONMENT}"
+        )
+    folder = with_engine[0]
+    if not _has(folder, "porter-*.dist-info"):
+        raise Failure(f"--engine vllm-omni: porter, whose plugin makes ports models of the engine, is not in {folder}")
+    return folder.absolute() / "bin" / "python"
 
 
-def _has_omni(program: Path) -> bool:
-    libraries = program.absolute().parent.parent / "lib"
-    return any(libraries.glob("python3.*/site-packages/vllm_omni/__init__.py"))
+def _has(folder: Path, package: str) -> bool:
+    return any(folder.glob(f"lib/python3.*/site-packages/{package}"))
