@@ -191,6 +191,21 @@ def test_a_running_job_is_cancelled_by_deleting_it(film):
     assert film.idle() and film.ask("GET", "/v1/videos").json["data"] == []
 
 
+def test_old_jobs_make_room(tiny, start, tmp_path):
+    calls = {"height": 16, "width": 16, "num_frames": 5, "num_inference_steps": 1, "max_sequence_length": 16}
+    backend = diffusers_backend(tiny("WanPipeline"), calls)
+    server = start(backend, video_dir=tmp_path / "videos", max_stored_videos=2)
+    ids = []
+    for _ in range(4):
+        ids.append(server.form("/v1/videos", [("prompt", "x")]).json["id"])
+        while server.ask("GET", f"/v1/videos/{ids[-1]}").json["status"] != "completed":
+            time.sleep(0.05)
+    assert [job["id"] for job in server.ask("GET", "/v1/videos?order=asc").json["data"]] == ids[2:]
+    assert len(list((tmp_path / "videos").iterdir())) == 2
+    page = server.ask("GET", f"/v1/videos?limit=1&after={ids[3]}").json
+    assert [job["id"] for job in page["data"]] == [ids[2]] and page["has_more"] is False
+
+
 def test_videos_while_waiting(film, tiny):
     uri = "data:image/png;base64," + base64.b64encode(png((16, 16))).decode()
     body = {"prompt": "a cat", "image_reference": {"image_url": uri}, "seed": 3, "seconds": "1", "fps": 5}

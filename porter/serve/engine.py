@@ -146,32 +146,40 @@ class Engine:
         self._closing = True
 
     def _loop(self) -> None:
-        while True:
-            with self._changed:
-                while not self._waiting and not self._current and not self._closing:
-                    self._changed.wait()
-                if not self._waiting and not self._current:
-                    break
-                admitted = []
-                while self._waiting and len(self._current) < self.max_num_seqs:
-                    job = self._waiting.popleft()
-                    job.started = time.monotonic()
-                    self._current.append(job)
-                    admitted.append(job)
-            try:
-                done = self._work(admitted)
-            except BaseException as error:  # nothing that a request does may end this thread
-                logger.error("the engine failed: %r", error)
-                for job in self._current:
-                    job.fail(error)
-                done = list(self._current)
-                if self._runner is not None:
-                    self._runner.running = []
-            with self._changed:
-                for job in done:
-                    self._retire(job)
+        while self._turn():
+            pass
         if self._runner is not None:
             self._runner.lockstep.close()
+
+    def _turn(self) -> bool:
+        """Admit who waits and take a step; False when there is nothing left to do, ever.
+
+        Nothing of it outlives it: a thread that waits for work must not hold the last results.
+        """
+        with self._changed:
+            while not self._waiting and not self._current and not self._closing:
+                self._changed.wait()
+            if not self._waiting and not self._current:
+                return False
+            admitted = []
+            while self._waiting and len(self._current) < self.max_num_seqs:
+                job = self._waiting.popleft()
+                job.started = time.monotonic()
+                self._current.append(job)
+                admitted.append(job)
+        try:
+            done = self._work(admitted)
+        except BaseException as error:  # nothing that a request does may end this thread
+            logger.error("the engine failed: %r", error)
+            for job in self._current:
+                job.fail(error)
+            done = list(self._current)
+            if self._runner is not None:
+                self._runner.running = []
+        with self._changed:
+            for job in done:
+                self._retire(job)
+        return True
 
     def _work(self, admitted: list[Job]) -> list[Job]:
         if self._runner is None:

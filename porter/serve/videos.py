@@ -24,13 +24,15 @@ class Stored:
     """A job and its files."""
 
     def __init__(self, record: VideoResponse, job: Job) -> None:
-        self.record, self.job = record, job
+        self.record = record
+        self.job: Job | None = job
+        """None when it is done: its result, all frames of it, is not kept beside the file."""
         self.files: list[Path] = []
         self.task: asyncio.Task[None] | None = None
 
     def current(self) -> VideoResponse:
         """The record, with how far the job is by now."""
-        if self.record.status not in _DONE:
+        if self.job is not None:
             started = self.job.started is not None
             self.record.status = VideoStatus.IN_PROGRESS if started else VideoStatus.QUEUED
             self.record.progress = min(99, self.job.progress)
@@ -55,7 +57,7 @@ class VideoStore:
     def start(self, record: VideoResponse, job: Job, given: Mapping[str, Any]) -> VideoResponse:
         """Remember a job and wait for it in the background."""
         stored = self._jobs[record.id] = Stored(record, job)
-        stored.task = asyncio.create_task(self._run(stored, given))
+        stored.task = asyncio.create_task(self._run(stored, job, given))
         done = [item for item in self._jobs.values() if item.record.status in _DONE]
         for item in done[: max(0, len(self._jobs) - self.context.settings.max_stored_videos)]:
             self._remove(item)
@@ -79,7 +81,8 @@ class VideoStore:
     async def delete(self, identity: str) -> None:
         """Cancel a job if it is not done, and forget it."""
         stored = self.get(identity)
-        self.context.engine.cancel(stored.job)
+        if stored.job is not None:
+            self.context.engine.cancel(stored.job)
         if stored.task is not None:
             await asyncio.wait([stored.task], timeout=60)
         self._remove(stored)
@@ -97,10 +100,10 @@ class VideoStore:
         for path in stored.files:
             path.unlink(missing_ok=True)
 
-    async def _run(self, stored: Stored, given: Mapping[str, Any]) -> None:
+    async def _run(self, stored: Stored, job: Job, given: Mapping[str, Any]) -> None:
         record = stored.record
         try:
-            result = await self.context.result(stored.job, given)
+            result = await self.context.result(job, given)
             data = await asyncio.to_thread(encode, result, record, given)
             for number, video in enumerate(data):
                 # The name is made here of an id that was made here: nothing of a request is part of it.
@@ -108,13 +111,14 @@ class VideoStore:
                 stored.files.append(path)
                 await asyncio.to_thread(path.write_bytes, video)
             record.file_name = stored.files[0].name
-            record.status, record.progress = VideoStatus.COMPLETED, 100
+            record.progress, record.status = 100, VideoStatus.COMPLETED
         except Exception as error:
             failure = as_api_error(error)
             record.status = VideoStatus.FAILED
             record.error = VideoError(code=failure.status, message=failure.message)
         record.completed_at = int(time.time())
-        record.inference_time_s = round(time.monotonic() - (stored.job.started or stored.job.created), 3)
+        record.inference_time_s = round(time.monotonic() - (job.started or job.created), 3)
+        stored.job = None
 
 
 def encode(result: OmniRequestOutput, record: VideoResponse, given: Mapping[str, Any]) -> list[bytes]:
