@@ -37,6 +37,7 @@ COMMAND = [sys.executable, "-c", "import sys; from porter.cli import main; sys.e
 )
 def test_a_bad_argument_is_named(capfd, monkeypatch, tmp_path, arguments, words):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PORTER_LOG_LEVEL", "ERROR")
     assert main(["serve", "./nowhere", *arguments]) == 2
     [line] = capfd.readouterr().err.splitlines()
     assert line.startswith("porter: error: ") and words in line

@@ -112,6 +112,8 @@ def serve(
     if local_path is not None and not local_path.is_dir():
         raise Failure(f"--allowed-local-media-path {local_path}: no such folder")
     keys = [*(api_key or []), *filter(None, os.environ.get(API_KEY, "").split(","))]
+    if not quiet:  # what a server chose and why belongs on its console
+        os.environ.setdefault("PORTER_LOG_LEVEL", "INFO")
     # Importing torch takes seconds; what is wrong with the arguments is said before.
     omni, app, limits = _load(
         dict(

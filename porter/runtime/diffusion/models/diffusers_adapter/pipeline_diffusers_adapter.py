@@ -49,6 +49,11 @@ class DiffusersAdapterPipeline(nn.Module, DiffusionPipelineProfilerMixin):
         self.pipeline: Any = None
         self.parameters: dict[str, inspect.Parameter] = {}
 
+    @property
+    def _pipeline(self) -> Any:
+        """The pipeline under the name that vllm-omni's adapter has for it."""
+        return self.pipeline
+
     def load_weights(self) -> None:
         """Load the pipeline with ``from_pretrained`` and apply the engine's settings to it.
 
