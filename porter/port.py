@@ -15,8 +15,8 @@ from porter.emit.templates import fill
 from porter.emit.write import OutputError, check_folder, write_ports
 from porter.facts.pipeline import PipelineFacts, is_called, pipeline_facts
 from porter.model_port import build_model
-from porter.rules.build import SUPPORT, Builder, PortedFile
-from porter.rules.engine import Residue
+from porter.rules.build import Builder, PortedFile
+from porter.rules.engine import BESIDE, SUPPORT, Residue
 from porter.rules.pipeline.rewrite import PipelineRewriter
 from porter.source import Definition, SourceError, SourceTree
 from porter.targets import Target, get_target
@@ -107,7 +107,8 @@ class Converter:
         self._hooks(port, facts, rewriter, built)
         self._take(port, f"pipeline_{port.stem}.py", self._pipeline_text(port, facts, rewriter, built), built)
         port.texts[f"{port.family}/__init__.py"] = f'"""Ported pipelines of the {port.family} family."""\n'
-        port.texts[f"{port.family}/{SUPPORT}.py"] = self._support()
+        for beside in BESIDE:
+            port.texts[f"{port.family}/{beside.removeprefix('.')}.py"] = self._beside(beside)
         port.texts[f"examples/{port.stem}.py"] = example_text(
             port.stem, facts, rewriter.post_process, self.tree, self.target
         )
@@ -140,9 +141,9 @@ class Converter:
         module = facts.definition.module
         built.imports["OmniDiffusionConfig"] = ("vllm_omni.diffusion.data", "OmniDiffusionConfig")
         if rewriter.post_process.settings:
-            built.relative["model_index_value"] = SUPPORT
+            built.relative["model_index_value"] = SUPPORT.removeprefix(".")
         if rewriter.post_process.calls:
-            built.relative["requested_output_type"] = SUPPORT
+            built.relative["requested_output_type"] = SUPPORT.removeprefix(".")
         if rewriter.pre_process is not None:
             built.imports["OmniDiffusionRequest"] = ("vllm_omni.diffusion.request", "OmniDiffusionRequest")
             for helper in (
@@ -152,7 +153,7 @@ class Converter:
                 "with_failure",
                 "with_preprocessed",
             ):
-                built.relative[helper] = SUPPORT
+                built.relative[helper] = SUPPORT.removeprefix(".")
         vendored = {origin.rpartition(".")[2] for origin in built.vendored}
         for name in rewriter.post_process.needs:
             if name in vendored:  # it is in the file
@@ -170,8 +171,8 @@ class Converter:
         before = pre_process_text(port.stem, facts.name, rewriter.pre_process)
         return f"{text}\n\n{before}\n\n{hook}"
 
-    def _support(self) -> str:
-        text = fill("support.py.j2")
+    def _beside(self, name: str) -> str:
+        text = fill(f"{name.removeprefix('.')}.py.j2")
         pattern = re.compile(r"^(\s*from )(vllm(?:_omni)?[\w.]*)( import )", re.MULTILINE)
         return pattern.sub(lambda found: found[1] + self.target.module(found[2]) + found[3], text)
 

@@ -47,16 +47,8 @@ from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
 from .ace_step_transformer import AceStepTransformer1DModel
-from .support import (
-    denoise_requests,
-    load_component,
-    load_component_weights,
-    per_request,
-    refuse_parallelism,
-    request_arguments,
-    run_request,
-    weights_source,
-)
+from .stepwise import denoise_requests, per_request, run_request
+from .support import load_component, load_component_weights, refuse_parallelism, request_arguments, weights_source
 
 logger = init_logger(__name__)
 

@@ -49,15 +49,14 @@ from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.logger import init_logger
 
 from .any_flow_transformer import AnyFlowTransformer3DModel
+from .stepwise import predict_halves, single
 from .support import (
     load_component,
     load_component_weights,
-    predict_halves,
     refuse_parallelism,
     request_arguments,
     request_state,
     requested_output_type,
-    single,
     weights_source,
 )
 

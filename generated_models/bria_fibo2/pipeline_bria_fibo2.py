@@ -54,19 +54,16 @@ from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.diffusion.worker.utils import StepRequestState
 
 from .bria_fibo2_transformer import BriaFibo2Transformer2DModel
+from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
     component_config,
-    denoise_requests,
     load_component,
     load_component_weights,
-    per_request,
     preprocessed_inputs,
     refuse_parallelism,
     request_arguments,
     request_state,
     requested_output_type,
-    run_request,
-    single,
     weights_source,
     with_failure,
     with_preprocessed,

@@ -60,17 +60,16 @@ from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.logger import init_logger
 
 from .cosmos3_omni_transformer import Cosmos3OmniTransformer
+from .stepwise import predict_branches, single
 from .support import (
     component_config,
     load_component,
     load_component_weights,
     model_index_value,
-    predict_branches,
     preprocessed_inputs,
     refuse_parallelism,
     request_arguments,
     request_state,
-    single,
     weights_source,
     with_failure,
     with_preprocessed,

@@ -44,15 +44,13 @@ from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.diffusion.worker.utils import StepRequestState
 
 from .dit_transformer import DiTTransformer2DModel
+from .stepwise import denoise_requests, per_request, run_request
 from .support import (
-    denoise_requests,
     load_component,
     load_component_weights,
     model_index_value,
-    per_request,
     refuse_parallelism,
     request_arguments,
-    run_request,
     weights_source,
 )
 

@@ -41,17 +41,13 @@ from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.diffusion.worker.utils import StepRequestState
 
 from .ernie_image_transformer import ErnieImageTransformer2DModel
+from .stepwise import denoise_requests, per_request, predict_halves, run_request, single
 from .support import (
-    denoise_requests,
     load_component,
     load_component_weights,
-    per_request,
-    predict_halves,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
-    run_request,
-    single,
     weights_source,
 )
 

@@ -42,6 +42,7 @@ from porter.runtime.diffusion.profiler.diffusion_pipeline_profiler import Diffus
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 
 from .helios_transformer import HeliosTransformer3DModel
+from .stepwise import single
 from .support import (
     build_component,
     load_component,
@@ -50,7 +51,6 @@ from .support import (
     request_arguments,
     request_state,
     requested_output_type,
-    single,
     weights_source,
 )
 

@@ -46,17 +46,13 @@ from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
 from .hunyuan_dit_transformer import HunyuanDiT2DModel
+from .stepwise import denoise_requests, per_request, predict_halves, run_request, single
 from .support import (
-    denoise_requests,
     load_component,
     load_component_weights,
     model_index_value,
-    per_request,
-    predict_halves,
     refuse_parallelism,
     request_arguments,
-    run_request,
-    single,
     weights_source,
 )
 

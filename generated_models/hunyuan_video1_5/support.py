@@ -1,23 +1,20 @@
 """Requests and components of the pipelines in this folder."""
 
-import copy
 import dataclasses
-import functools
 import importlib
 import inspect
 import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import PIL.Image
 import torch
 from diffusers.configuration_utils import FrozenDict
 
-from porter.runtime.diffusion.data import DiffusionOutput, OmniDiffusionConfig
+from porter.runtime.diffusion.data import OmniDiffusionConfig
 from porter.runtime.diffusion.model_loader.diffusers_loader import DiffusersPipelineLoader
 from porter.runtime.diffusion.request import OmniDiffusionRequest
-from porter.runtime.diffusion.worker.input_batch import InputBatch
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.inputs.data import OmniDiffusionSamplingParams
@@ -40,106 +37,6 @@ def request_state(req: DiffusionRequestBatch) -> StepRequestState:
         raise ValueError(f"This pipeline takes one request at a time, got {len(req.requests)}.")
     [request] = req.requests
     return StepRequestState(request.request_id, request.sampling_params, request.prompt)
-
-
-def run_request(pipeline: Any, req: DiffusionRequestBatch) -> DiffusionOutput:
-    """Run a request from its first step to its last."""
-    state = pipeline.prepare_encode(request_state(req))
-    with pipeline.progress_bar(total=state.total_steps) as progress_bar:
-        for _ in range(state.total_steps):
-            pipeline.step_scheduler(state, pipeline.denoise_step(None, states=[state]))
-            progress_bar.update()
-    return pipeline.post_decode(state)
-
-
-def denoise_requests(
-    pipeline: Any, input_batch: InputBatch | None, states: Sequence[StepRequestState] | None
-) -> torch.Tensor:
-    """The predictions for one step of several requests, one below the other.
-
-    Args:
-        input_batch: the engine's view of the requests; a port reads their states.
-        states: the requests; those of ``input_batch`` if left out.
-    """
-    if states is None:
-        states = input_batch.states if input_batch is not None else ()
-    predictions = [pipeline.denoise(state) for state in states]
-    return predictions[0] if len(predictions) == 1 else torch.cat(predictions)
-
-
-def predict_branches(
-    pipeline: Any, guided: Any, positive_kwargs: dict[str, Any], negative_kwargs: dict[str, Any] | None
-) -> tuple[Any, Any]:
-    """The predictions of both branches of guidance, side by side where the engine has ranks for that."""
-    if not guided:
-        return pipeline.predict_noise(**positive_kwargs), None
-    return pipeline.predict_noise_maybe_with_cfg(
-        do_true_cfg=True,
-        true_cfg_scale=1.0,
-        positive_kwargs=positive_kwargs,
-        negative_kwargs=negative_kwargs,
-        cfg_normalize=False,
-    )
-
-
-def predict_halves(pipeline: Any, guided: Any, **kwargs: Any) -> Any:
-    """The prediction for a batch that holds both branches of guidance, one half after the other.
-
-    It is one call, as in diffusers; where the engine has ranks for the branches, each takes its half.
-    """
-    if not guided or pipeline.od_config.parallel_config.cfg_parallel_size == 1:
-        return pipeline.predict_noise(**kwargs)
-    batched = (value for value in kwargs.values() if isinstance(value, (torch.Tensor, list)))
-    rows = len(next(batched))
-    first, second = predict_branches(pipeline, True, *(_half(kwargs, half, rows) for half in (0, 1)))
-    if isinstance(first, list):
-        return [*first, *second]
-    if isinstance(first, tuple):
-        return tuple(torch.cat(parts) for parts in zip(first, second, strict=True))
-    return torch.cat([first, second])
-
-
-def _half(value: Any, half: int, rows: int) -> Any:
-    """One half of whatever has ``rows`` rows in ``value``; the rest as it is."""
-    if isinstance(value, dict):
-        return {key: _half(item, half, rows) for key, item in value.items()}
-    if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows:
-        return value.chunk(2)[half]
-    if isinstance(value, list) and len(value) == rows:
-        return value[half * rows // 2 : (half + 1) * rows // 2]
-    if isinstance(value, (tuple, list)):
-        return type(value)(_half(item, half, rows) for item in value)
-    return value
-
-
-def single(prediction: Any) -> Any:
-    """A prediction out of the tuple that the engine may hold it in."""
-    return prediction[0] if isinstance(prediction, tuple) and len(prediction) == 1 else prediction
-
-
-def per_request(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Let the pipeline hold a request's own schedulers and settings while ``method`` works on that request.
-
-    diffusers keeps them on the pipeline, which runs one call at a time. Here requests take turns.
-    """
-
-    @functools.wraps(method)
-    def work(self: Any, state: StepRequestState, *args: Any, **kwargs: Any) -> Any:
-        names = (*self.request_components, *self.request_attributes)
-        shared = {name: vars(self)[name] for name in names if name in vars(self)}
-        own = state.extra.setdefault("self", {})
-        for name in self.request_components:
-            if name not in own:
-                own[name] = copy.deepcopy(getattr(self, name))
-        state.scheduler = own.get("scheduler")
-        vars(self).update(own)
-        try:
-            return method(self, state, *args, **kwargs)
-        finally:
-            own.update({name: vars(self).pop(name) for name in names if name in vars(self)})
-            vars(self).update(shared)
-
-    return work
 
 
 def request_arguments(state: StepRequestState, pipeline: Any) -> dict[str, Any]:

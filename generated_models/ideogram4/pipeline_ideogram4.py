@@ -56,16 +56,14 @@ from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
 from .ideogram4_transformer import Ideogram4Transformer2DModel
+from .stepwise import denoise_requests, per_request, run_request
 from .support import (
     build_component,
-    denoise_requests,
     load_component,
     load_component_weights,
-    per_request,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
-    run_request,
     weights_source,
 )
 

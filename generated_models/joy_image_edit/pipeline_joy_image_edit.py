@@ -31,20 +31,17 @@ from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.diffusion.worker.utils import StepRequestState
 
 from .joy_image_edit_transformer import JoyImageEditTransformer3DModel
+from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
     component_config,
-    denoise_requests,
     load_component,
     load_component_weights,
     model_index_value,
-    per_request,
     preprocessed_inputs,
     refuse_parallelism,
     request_arguments,
     request_state,
     requested_output_type,
-    run_request,
-    single,
     weights_source,
     with_failure,
     with_preprocessed,

@@ -24,17 +24,13 @@ from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
 from .prior_transformer import PriorTransformer
+from .stepwise import denoise_requests, per_request, predict_halves, run_request, single
 from .support import (
     build_component,
-    denoise_requests,
     load_component,
     load_component_weights,
-    per_request,
-    predict_halves,
     refuse_parallelism,
     request_arguments,
-    run_request,
-    single,
     weights_source,
 )
 

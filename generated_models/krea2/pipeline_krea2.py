@@ -44,17 +44,14 @@ from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
 from .krea2_transformer import Krea2Transformer2DModel
+from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
-    denoise_requests,
     load_component,
     load_component_weights,
     model_index_value,
-    per_request,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
-    run_request,
-    single,
     weights_source,
 )
 

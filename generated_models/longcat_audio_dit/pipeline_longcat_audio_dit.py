@@ -44,17 +44,8 @@ from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.diffusion.worker.utils import StepRequestState
 
 from .longcat_audio_dit_transformer import LongCatAudioDiTTransformer
-from .support import (
-    denoise_requests,
-    load_component,
-    load_component_weights,
-    per_request,
-    refuse_parallelism,
-    request_arguments,
-    run_request,
-    single,
-    weights_source,
-)
+from .stepwise import denoise_requests, per_request, run_request, single
+from .support import load_component, load_component_weights, refuse_parallelism, request_arguments, weights_source
 
 
 def _lens_to_mask(lengths: torch.Tensor, length: int | None = None) -> torch.BoolTensor:

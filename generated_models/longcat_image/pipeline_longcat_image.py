@@ -45,16 +45,13 @@ from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
 from .longcat_image_transformer import LongCatImageTransformer2DModel
+from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
-    denoise_requests,
     load_component,
     load_component_weights,
-    per_request,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
-    run_request,
-    single,
     weights_source,
 )
 

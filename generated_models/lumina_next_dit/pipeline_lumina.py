@@ -48,17 +48,13 @@ from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
 from .lumina_next_dit_transformer import LuminaNextDiT2DModel
+from .stepwise import denoise_requests, per_request, predict_halves, run_request, single
 from .support import (
-    denoise_requests,
     load_component,
     load_component_weights,
-    per_request,
-    predict_halves,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
-    run_request,
-    single,
     weights_source,
 )
 

@@ -48,17 +48,13 @@ from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.diffusion.worker.utils import StepRequestState
 
 from .prx_transformer import PRXTransformer2DModel
+from .stepwise import denoise_requests, per_request, predict_halves, run_request, single
 from .support import (
-    denoise_requests,
     load_component,
     load_component_weights,
     model_index_value,
-    per_request,
-    predict_halves,
     refuse_parallelism,
     request_arguments,
-    run_request,
-    single,
     weights_source,
 )
 

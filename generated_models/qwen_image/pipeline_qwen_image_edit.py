@@ -45,19 +45,16 @@ from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
 from .qwen_image_transformer import QwenImageTransformer2DModel
+from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
     component_config,
-    denoise_requests,
     load_component,
     load_component_weights,
-    per_request,
     preprocessed_inputs,
     refuse_parallelism,
     request_arguments,
     request_state,
     requested_output_type,
-    run_request,
-    single,
     weights_source,
     with_failure,
     with_preprocessed,

@@ -42,18 +42,8 @@ from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
 from .stable_audio_3_transformer import StableAudio3DiTModel
-from .support import (
-    denoise_requests,
-    load_component,
-    load_component_weights,
-    per_request,
-    predict_halves,
-    refuse_parallelism,
-    request_arguments,
-    run_request,
-    single,
-    weights_source,
-)
+from .stepwise import denoise_requests, per_request, predict_halves, run_request, single
+from .support import load_component, load_component_weights, refuse_parallelism, request_arguments, weights_source
 
 logger = init_logger(__name__)
 

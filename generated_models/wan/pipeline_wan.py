@@ -48,18 +48,15 @@ from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
+from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
     build_component,
-    denoise_requests,
     load_component,
     load_component_weights,
     model_index_value,
-    per_request,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
-    run_request,
-    single,
     weights_source,
 )
 from .wan_transformer import WanTransformer3DModel

@@ -39,15 +39,13 @@ from porter.runtime.diffusion.worker.input_batch import InputBatch
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.diffusion.worker.utils import StepRequestState
 
+from .stepwise import denoise_requests, per_request, run_request
 from .support import (
-    denoise_requests,
     load_component,
     load_component_weights,
-    per_request,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
-    run_request,
     weights_source,
 )
 from .z_image_transformer import ZImageTransformer2DModel

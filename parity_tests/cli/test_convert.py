@@ -36,6 +36,7 @@ def test_a_port_is_written_and_registered(porter, tree):
         "registry.py",
         "tiny/__init__.py",
         "tiny/pipeline_tiny.py",
+        "tiny/stepwise.py",
         "tiny/support.py",
         "tiny/tiny_transformer.py",
     }

@@ -24,7 +24,7 @@ def pipelines() -> list[PipelineFacts]:
 @pytest.fixture(scope="module")
 def request_arguments():
     space: dict = {}
-    exec(Converter(SourceTree(), get_target("porter"))._support(), space)
+    exec(Converter(SourceTree(), get_target("porter"))._beside(".support"), space)
     return lambda req, pipeline: space["request_arguments"](space["request_state"](req), pipeline)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import libcst as cst
 
 from porter.facts.attention import uses_attention
-from porter.rules.engine import Context, Residue, code, names_in, rename, visit
+from porter.rules.engine import BESIDE, Context, Residue, code, names_in, rename, visit
 from porter.rules.fold import UNKNOWN, Facts, fold
 from porter.rules.history import History, Recorder
 from porter.source import Definition, SourceModule, SourceTree
@@ -22,7 +22,6 @@ MODELS = "diffusers.models."
 # Names of the engine that rules write into rewritten definitions; no definition of diffusers keeps one of them.
 ENGINE_NAMES = ("Attention", "AttentionMetadata")
 # The file of a family that holds what its pipelines share; rules ask for its names with an empty module.
-SUPPORT = "support"
 
 
 @dataclass
@@ -188,8 +187,8 @@ class Builder:
         return None
 
     def _import(self, bound: str, module: str, name: str | None) -> str | None:
-        if not module:
-            self.file.relative[bound] = SUPPORT
+        if module in BESIDE:
+            self.file.relative[bound] = module.removeprefix(".")
             return bound
         target = self.tree.resolve(module, name) if name and module.startswith("diffusers") else None
         if target is None or bound != target.name:

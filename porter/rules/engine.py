@@ -26,6 +26,10 @@ from porter.rules.trees import to_ast as to_ast
 from porter.rules.trees import visit as visit
 from porter.source import Definition, SourceModule, SourceTree
 
+# Files that every family has beside its models, and what names them in an import.
+SUPPORT, STEPWISE = ".support", ".stepwise"
+BESIDE = (SUPPORT, STEPWISE)
+
 SURFACE = "surface"
 SAME = "same arithmetic"
 CHANGED = "changed arithmetic"
@@ -86,7 +90,7 @@ class Context:
     def need(self, module: str, name: str) -> str:
         """Ask for ``from module import name`` ; returns ``name``.
 
-        Modules are given by their canonical names (vllm, vllm_omni, diffusers); "" is the family's support file.
+        Modules are given by their canonical names (vllm, vllm_omni, diffusers), or as one of :data:`BESIDE`.
         """
         self.imports[name] = (module, name)
         return name

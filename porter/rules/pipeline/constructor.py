@@ -9,7 +9,7 @@ from typing import Any
 import libcst as cst
 
 from porter.facts.pipeline import Component, PipelineFacts
-from porter.rules.engine import SURFACE, Context, Rule, bare, body_statements, names_in, rename, statements
+from porter.rules.engine import SUPPORT, SURFACE, Context, Rule, bare, body_statements, names_in, rename, statements
 from porter.source import Definition
 
 
@@ -129,7 +129,7 @@ class PipelineConstructor(Rule):
 
     def _head(self, ctx: Context) -> str:
         converted = [c for c in self.facts.components if c.converted]
-        ctx.need("", "refuse_parallelism")
+        ctx.need(SUPPORT, "refuse_parallelism")
         lines = [
             "super().__init__()",
             f'refuse_parallelism(od_config, "{self.facts.name}")',
@@ -137,7 +137,7 @@ class PipelineConstructor(Rule):
             "self.device = get_local_device()",
         ]
         if converted:
-            ctx.need("", "weights_source")
+            ctx.need(SUPPORT, "weights_source")
             sources = ", ".join(f'weights_source(od_config, "{c.name}")' for c in converted if not c.optional)
             lines.append(f"self.weights_sources = [{sources}]")
         else:
@@ -152,11 +152,11 @@ class PipelineConstructor(Rule):
         return bool(set(read) - _declared(component.converted[0]) - {"get", "keys"})
 
     def _setting(self, ctx: Context, name: str, default: str | None) -> str:
-        ctx.need("", "model_index_value")
+        ctx.need(SUPPORT, "model_index_value")
         return f'{name} = model_index_value(od_config, "{name}", {default})'
 
     def _loaded(self, ctx: Context, component: Component) -> str:
-        ctx.need("", "load_component")
+        ctx.need(SUPPORT, "load_component")
         classes = [c for c in component.classes if c in ctx.module.imports or c in ctx.module.definitions]
         arguments = ", ".join(["od_config", f'"{component.name}"', *classes])
         return f"self.{component.name} = load_component({arguments})"
@@ -175,7 +175,7 @@ class PipelineConstructor(Rule):
                 held = "**od_config.tf_model_config.to_dict(), **self.transformer.config"
                 lines.append(f"self.transformer.config = FrozenDict({{{held}}})")
             return lines
-        ctx.need("", "build_component")
+        ctx.need(SUPPORT, "build_component")
         classes = ", ".join(d.name for d in component.converted)
         lines = [f'self.{name} = build_component(od_config, "{name}", {classes})']
         if component.optional:

@@ -8,6 +8,7 @@ import libcst as cst
 
 from porter.facts.pipeline import PipelineFacts
 from porter.rules.engine import (
+    SUPPORT,
     SURFACE,
     Context,
     Rule,
@@ -104,9 +105,9 @@ class Forward(Rule):
         ctx.used(self)
         ctx.need("vllm_omni.diffusion.data", "DiffusionOutput")
         ctx.need("vllm_omni.diffusion.worker.request_batch", "DiffusionRequestBatch")
-        ctx.need("", "request_arguments")
+        ctx.need(SUPPORT, "request_arguments")
         own = [p for p in self.facts.parameters if p.name not in self.facts.dropped]
-        ctx.need("", "request_state")
+        ctx.need(SUPPORT, "request_state")
         lines = ["state = request_state(req)", "given = request_arguments(state, type(self))"]
         lines += [f'{p.name} = given.pop("{p.name}", {p.name})' for p in own]
         star = call.params.star_kwarg

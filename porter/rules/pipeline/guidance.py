@@ -14,6 +14,7 @@ from porter.facts.flow import flow, reads
 from porter.facts.pipeline import PipelineFacts
 from porter.rules.engine import (
     SAME,
+    STEPWISE,
     Context,
     Rule,
     code,
@@ -169,7 +170,7 @@ class GuidedPrediction(Rule):
         ctx.used(self)
         ctx.need(*MIXIN)
         for name in rewriter.needs:
-            ctx.need("", name)
+            ctx.need(STEPWISE, name)
         return [made, *rewriter.methods]
 
 

@@ -221,7 +221,7 @@ class PostProcessHook(Rule):
         kept = [
             f"{a.keyword.value}={code(a.value)}"
             for a in call.args
-            if a.keyword and a.keyword.value not in PREPROCESSING_ONLY and "self." not in code(a.value)
+            if a.keyword and a.keyword.value not in PREPROCESSING_ONLY and "self" not in names_in(a.value)
         ]
         used = names_in(expression(f"f({', '.join(kept)})"))
         hook.settings.update({name: self.settings[name] or "None" for name in used if name in self.settings})

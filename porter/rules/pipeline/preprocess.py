@@ -10,7 +10,7 @@ import libcst as cst
 
 from porter.facts.pipeline import PipelineFacts
 from porter.facts.slices import Effect, backward_slice, effect, needs_value
-from porter.rules.engine import SURFACE, Context, Rule, bare, body_statements, is_docstring, statements
+from porter.rules.engine import SUPPORT, SURFACE, Context, Rule, bare, body_statements, is_docstring, statements
 
 PROCESSING = ("preprocess", "resize")
 
@@ -147,7 +147,7 @@ class PreProcessHook(Rule):
         if not moved:
             return forward, None
         ctx.used(self)
-        ctx.need("", "preprocessed_inputs")
+        ctx.need(SUPPORT, "preprocessed_inputs")
         replaced: list[Any] = []
         for index, item in enumerate(items):
             replaced += self._taken_over(item, effects[index], effects[index + 1 :]) if index in moved else [item]
@@ -225,7 +225,7 @@ class PreProcessHook(Rule):
         keys = [a.arg for a in [*init.args.args, *init.args.kwonlyargs]] if init else []
         variable = f"{component}_config"
         if variable not in setup:
-            ctx.need("", "component_config")
+            ctx.need(SUPPORT, "component_config")
             setup[variable] = f'component_config(od_config, "{component}", {class_name})'
         return variable, keys
 

@@ -10,7 +10,7 @@ import libcst as cst
 
 from porter.facts.pipeline import PipelineFacts
 from porter.rules.build import parsed
-from porter.rules.engine import Context, Rule, bare, code, names_in, statements, walk
+from porter.rules.engine import SUPPORT, Context, Rule, bare, code, names_in, statements, walk
 from porter.rules.fold import UNKNOWN, Facts, dotted, fold_function
 from porter.rules.model.config import RegisterToConfig
 from porter.rules.model.logger import ReplaceLogger
@@ -159,7 +159,7 @@ class PipelineRewriter:
                 "    # Every component was loaded from its own folder.\n"
                 "    return {name for name, _ in self.named_parameters()}\n"
             )
-        ctx.need("", "load_component_weights")
+        ctx.need(SUPPORT, "load_component_weights")
         return statements(f"{signature}    return load_component_weights(self, weights)\n")
 
 

@@ -11,6 +11,7 @@ import libcst as cst
 from porter.facts.flow import Flow, flow
 from porter.facts.pipeline import PipelineFacts
 from porter.rules.engine import (
+    STEPWISE,
     SURFACE,
     Context,
     Rule,
@@ -183,7 +184,7 @@ class StepExecution(Rule):
             return [forward]
         ctx.used(self)
         for name in ("per_request", "denoise_requests", "run_request"):
-            ctx.need("", name)
+            ctx.need(STEPWISE, name)
         ctx.need("vllm_omni.diffusion.worker.utils", STATE)
         ctx.need("vllm_omni.diffusion.worker.input_batch", "InputBatch")
         ctx.need("vllm_omni.diffusion.worker.request_batch", "DiffusionRequestBatch")
