@@ -188,7 +188,7 @@ def test_a_running_job_is_cancelled_by_deleting_it(film):
     jobs = [film.form("/v1/videos", fields).json["id"] for _ in range(2)]
     for job in jobs:
         assert film.ask("DELETE", f"/v1/videos/{job}").json["deleted"]
-    assert film.idle() and film.ask("GET", "/v1/videos").json["data"] == []
+    assert film.idle(30) and film.ask("GET", "/v1/videos").json["data"] == []
 
 
 def test_old_jobs_make_room(tiny, start, tmp_path):

@@ -64,7 +64,7 @@ def test_a_server_starts_answers_and_stops(toy_checkpoint, environment):
             json.dumps({"prompt": "x", "model": "toy"}).encode(),
             {"Content-Type": "application/json", "Authorization": "Bearer secret"},
         )
-        for _ in range(100):
+        for _ in range(300):
             try:
                 with urllib.request.urlopen(request, timeout=30) as answer:
                     assert json.load(answer)["data"]
@@ -72,7 +72,7 @@ def test_a_server_starts_answers_and_stops(toy_checkpoint, environment):
             except urllib.error.URLError:
                 time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
         assert process.returncode in (0, -signal.SIGTERM) and "Traceback" not in errors.decode()
         assert "secret" not in errors.decode()
     finally:

@@ -46,7 +46,7 @@ def held(engine: Engine) -> threading.Event:
 
 def idle(engine: Engine) -> bool:
     """Whether nothing runs, after a while at most."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while (engine.running or engine.waiting) and time.monotonic() < deadline:
         time.sleep(0.005)
     return not (engine.running or engine.waiting)
@@ -177,7 +177,7 @@ def test_a_cancelled_request_ends_after_its_step(engine, name):
         one.cancel(job)
     for job in (*waiting, long):
         with pytest.raises(Cancelled):
-            job.future.result(10)
+            job.future.result(30)
     assert long.steps_done < 100_000
     assert one.submit("x", params(steps=1)).future.result(30)
     assert idle(one)
@@ -194,7 +194,7 @@ def test_the_queue_is_bounded(engine):
     assert refusal.value.retry_after >= 1
     one.cancel(running)
     with pytest.raises(Cancelled):
-        running.future.result(10)
+        running.future.result(30)
 
 
 def test_closing_finishes_or_cancels(engine):
