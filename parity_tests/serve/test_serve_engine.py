@@ -105,8 +105,8 @@ def test_steps_of_one_request_share_calls_of_the_transformer(engine, toy):
     for latents, call in zip(found, calls, strict=True):
         assert torch.allclose(latents, toy("ToyAlonePipeline").generate(*call)[0].output, atol=1e-5)
     assert idle(one)
-    # The first time both ways, then together: three requests of two samples each.
-    assert max(sizes) == 3 and rows.count(6) >= 4 and set(rows) == {2, 6}
+    # The first time both ways, then together: three requests of two samples each, two when one of them is done.
+    assert max(sizes) == 3 and rows.count(6) > 1 and set(rows) <= {2, 4, 6}
     assert vars(one.omni.pipeline)["_modules"]["transformer"] is transformer
 
 

@@ -3,12 +3,13 @@
 Each request's step runs until it calls the transformer, and waits there. When all wait, calls that look alike become
 one call over all their samples. Whether a model really computes its samples by themselves is not believed but tried:
 the first time calls of some shapes come together they are computed both ways, and put together from then on only if
-the results agree.
+the results agree, and if it is not slower.
 """
 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -27,6 +28,8 @@ logger = init_logger(__name__)
 
 # By how much sums may differ that were added up in another order, relative to the largest value.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+# Calls that take this much longer together than one after the other are left alone.
+SLOWER = 1.2
 # Shapes that are remembered.
 _MOST_VERDICTS = 1024
 
@@ -165,10 +168,11 @@ class Lockstep:
             else:
                 self.batch_sizes.append(len(calls))
                 return outputs
+        began = _clock()
         outputs = [self._alone(call) for call in calls]
         self.batch_sizes += [1] * len(calls)
         if len(calls) > 1 and samples is None and not any(isinstance(item, BaseException) for item in outputs):
-            self._try(key, calls, outputs)
+            self._try(key, calls, outputs, _clock() - began)
         return outputs
 
     def _alone(self, call: _Call) -> Any:
@@ -183,21 +187,34 @@ class Lockstep:
         output = getattr(self.pipeline, calls[0].denoiser)(*args, **kwargs)
         return rows.split(output, len(calls), samples)
 
-    def _try(self, key: Hashable, calls: list[_Call], outputs: list[Any]) -> None:
-        """Decide whether calls of these shapes may be put together from now on."""
-        name = calls[0].denoiser
+    def _try(self, key: Hashable, calls: list[_Call], outputs: list[Any], seconds: float) -> None:
+        """Decide whether calls of these shapes may be put together from now on: do they agree, and does it pay?"""
+        name, samples, reason = calls[0].denoiser, 0, ""
         try:
             samples = rows.samples_of(outputs[0])
-            worst = max(map(rows.difference, self._merged(calls, samples), outputs))
-            reason = f"they differ by {worst:.2g} from what each computes alone"
+            began = _clock()
+            together = self._merged(calls, samples)
+            took = _clock() - began
+            worst = max(map(rows.difference, together, outputs))
+            if worst > TOLERANCE.get(_dtype(outputs[0]), 0.0):
+                reason = f"they differ by {worst:.2g} from what each computes alone"
+            elif took > SLOWER * seconds:
+                reason = f"it takes {took:.3g} s instead of {seconds:.3g} s"
         except Exception as error:
-            worst, samples, reason = float("inf"), 0, str(error)
-        good = worst <= TOLERANCE.get(_dtype(outputs[0]), 0.0)
+            reason = str(error) or type(error).__name__
         if len(self._verdicts) >= _MOST_VERDICTS:
             self._verdicts.clear()
-        self._verdicts[key] = samples if good else 0
-        if not good:
+        self._verdicts[key] = 0 if reason else samples
+        if reason:
             logger.warning("calls of %s are not put together: %s", name, reason)
+
+
+def _clock() -> float:
+    """Seconds that count: on an accelerator those of its work, else those of this thread, whatever else runs here."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.thread_time()
 
 
 def _dtype(output: Any) -> torch.dtype | None:
