@@ -79,6 +79,7 @@ def run(
 ) -> dict[str, Any]:
     """One pass of the mix through a fresh server."""
     server = Running(omni, max_num_seqs=side_by_side, max_queue=len(mix))
+    server.timeout = 3600.0
 
     def ask(item: Item) -> Any:
         if item.kind == CANCELLED:

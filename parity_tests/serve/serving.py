@@ -26,6 +26,8 @@ SETTINGS = ServerSettings(model_names=("toy", "other-name"), shutdown_seconds=10
 class Running:
     """A server that runs until ``stop``."""
 
+    timeout = 60.0  # seconds for an answer
+
     def __init__(self, omni, **settings) -> None:
         self.settings = replace(SETTINGS, **settings)
         self.app = build_app(omni, self.settings)
@@ -54,7 +56,7 @@ class Running:
         headers = dict(headers or {})
         if isinstance(body, dict | list):
             body, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=self.timeout)
         try:
             connection.request(method, path, body, headers)
             answer = connection.getresponse()
