@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test browser lint symbols lock bench bench-serve omni-env omni-test omni-table omni-lock clean
+.PHONY: help venv browser pythons demo test lint symbols lock bench bench-serve omni-env omni-test omni-table omni-lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,11 +24,14 @@ venv: $(VENV)/.stamp-porter ## the environment, from the lock
 demo: venv ## convert QwenImageEditPipeline, run port and diffusers, compare
 	$(BIN)/python -m porter.demo
 
-test: venv browser ## the tests
+test: venv browser pythons ## the tests
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS)
 
-browser: venv ## a Chromium for the tests of the server's page, if there is none
+browser: venv ## a headless Chromium for the tests of pages, where there is none: Debian's
 	$(BIN)/python tools/browser.py
+
+pythons: venv ## environments of the other versions of Python that are here, for the test of determinism
+	@$(BIN)/python parity_tests/pythons.py
 
 lint: venv ## ruff and mypy
 	$(BIN)/ruff check .

@@ -22,6 +22,13 @@ import porter
 # What a conversion reads besides the sources.
 OWN_CODE = ("port.py", "model_port.py", "batch.py", "listing.py", "source", "facts", "rules", "emit", "targets")
 KEPT_STATES = 4
+STATE_LETTERS = 24
+
+
+def cache_folder() -> Path:
+    """Where everything is kept: ``PORTER_CACHE_DIR``, else the user's cache folder."""
+    given = os.environ.get("PORTER_CACHE_DIR")
+    return Path(given) if given else platformdirs.user_cache_path("porter", appauthor=False)
 
 
 class Cache:
@@ -30,16 +37,16 @@ class Cache:
     Args:
         sources: the diffusers package folder.
         target: name of the target.
-        folder: where to keep them; None: ``PORTER_CACHE_DIR``, else the user's cache folder.
+        folder: where to keep them; None: see :func:`cache_folder`.
     """
 
     def __init__(self, sources: Path, target: str, folder: Path | None = None) -> None:
-        base = folder or os.environ.get("PORTER_CACHE_DIR") or platformdirs.user_cache_path("porter", appauthor=False)
         state = hashlib.sha256()
-        for part in (_digest(_own_files()), _digest(_python_files(sources)), target):
+        allowed = os.environ.get("PORTER_ALLOW_IMPORTS", "")
+        for part in (_digest(_own_files()), _digest(_python_files(sources)), target, allowed):
             state.update(part.encode())
-        self.base = Path(base)
-        self.folder = self.base / state.hexdigest()[:24]
+        self.base = folder or cache_folder()
+        self.folder = self.base / state.hexdigest()[:STATE_LETTERS]
 
     def read(self, name: str) -> Any:
         """The value, or None if there is none or it cannot be read."""
@@ -69,7 +76,8 @@ class Cache:
     def _remove_old_states(self) -> None:
         if not self.base.is_dir():
             return
-        states = sorted((p for p in self.base.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime, reverse=True)
+        folders = [path for path in self.base.iterdir() if path.is_dir() and len(path.name) == STATE_LETTERS]
+        states = sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
         for state in states[KEPT_STATES - 1 :]:
             shutil.rmtree(state, ignore_errors=True)
 

@@ -19,6 +19,7 @@ from porter.targets import Target
 
 DATA = Path(porter.__file__).parent / "parity" / "data"
 RESULTS, MODEL_RESULTS = DATA / "results.json", DATA / "model_results.json"
+MEASURED = DATA / "measured.json"
 NOT_TESTED = "not tested"
 BASE = "DiffusionPipeline"
 
@@ -186,6 +187,11 @@ def parity_results() -> dict[str, Any]:
     return pipelines | {
         name: {"verdict": "differs" if tally["failing"] else "parity"} for name, tally in tallies.items()
     }
+
+
+def measured_with() -> str:
+    """The version of diffusers that the committed results were measured with; empty if it is not known."""
+    return str(json.loads(MEASURED.read_text("utf-8"))["diffusers"]) if MEASURED.is_file() else ""
 
 
 def _verdict(result: dict[str, Any] | None) -> str:

@@ -11,6 +11,7 @@ from porter.emit.example import example_text
 from porter.emit.hooks import post_process_text, pre_process_text
 from porter.emit.module import render
 from porter.emit.names import family, pipeline_stem, transformer_stem
+from porter.emit.safety import check_texts
 from porter.emit.templates import fill
 from porter.emit.write import OutputError, check_folder, write_ports
 from porter.facts.pipeline import PipelineFacts, is_called, pipeline_facts
@@ -80,7 +81,7 @@ class Converter:
         """Convert one pipeline, in memory.
 
         Raises:
-            SourceError: unknown name, no pipeline, or a source that does not parse.
+            SourceError: unknown name, no pipeline, a source that does not parse, or one that does what no port may do.
         """
         definition = self.tree.find_pipeline(name)
         facts = pipeline_facts(self.tree, definition)
@@ -114,6 +115,7 @@ class Converter:
         )
         port.features = _features(port, rewriter)
         port.files = sorted(port.texts)
+        check_texts(port.texts)
         return port
 
     def _take(self, port: Port, file: str, text: str, built: PortedFile) -> None:
@@ -190,9 +192,9 @@ def _features(port: Port, rewriter: PipelineRewriter) -> dict[str, str]:
         "layerwise_offload": "untested" if "_layerwise_offload_blocks_attrs" in texts else "no",
         "tensor_parallel": refused,
         "sequence_parallel": refused,
-        "cfg_parallel": refused,
-        "request_batching": "no",
-        "step_execution": "no",
+        "cfg_parallel": "not applicable",
+        "step_execution": "refused",
+        **rewriter.features,
     }
 
 

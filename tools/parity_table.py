@@ -20,6 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "porter" / "parity" / "data" / "results.json"
+MEASURED = RESULTS.with_name("measured.json")
 TABLE = ROOT / "docs" / "parity.md"
 
 
@@ -57,6 +58,7 @@ def main() -> None:
         print(f"{name} {verdict} {reason} ({time.perf_counter() - started:.0f} s)", flush=True)
         args.results.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
     TABLE.parent.mkdir(exist_ok=True)
+    MEASURED.write_text(json.dumps({"diffusers": converter.tree.version}) + "\n")
     TABLE.write_text(table(results, converter.tree.version) + untested(converter.tree, results))
 
 

@@ -33,6 +33,7 @@ def test_a_port_is_written_and_registered(porter, tree):
     assert set(files(Path("out"))) == {
         "__init__.py",
         "examples/tiny.py",
+        "manifest.json",
         "registry.py",
         "tiny/__init__.py",
         "tiny/pipeline_tiny.py",

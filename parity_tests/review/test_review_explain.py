@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from parity_tests.review.conftest import MODELS
@@ -38,6 +40,19 @@ def test_a_line_is_told_by_what_made_it(capsys):
     assert "engine-ada-layer-norm" in told(capsys, f"{file}:{changed}")
     same = 1 + next(n for n, line in enumerate(lines) if "self.mlp_hidden_dim = " in line)
     assert "As in diffusers." in told(capsys, f"{file}:{same}")
+
+
+def test_lines_written_by_hand_are_told_apart_and_do_not_shift_the_others(capsys, tmp_path):
+    shutil.copy(MODELS / "registry.py", tmp_path)
+    shutil.copytree(MODELS / "flux", tmp_path / "flux")
+    file = tmp_path / "flux" / "flux_transformer.py"
+    lines = file.read_text("utf-8").split("\n")
+    place = next(n for n, line in enumerate(lines) if line.startswith("class FluxAttention"))
+    lines[place:place] = ["MINE = 1", "", ""]
+    file.write_text("\n".join(lines))
+    assert "Written by hand" in told(capsys, f"{file}:{place + 1}")
+    changed = 1 + next(n for n, line in enumerate(lines) if "OmniAdaLayerNormZero(" in line)
+    assert changed > place and "engine-ada-layer-norm" in told(capsys, f"{file}:{changed}")
 
 
 @pytest.mark.parametrize(

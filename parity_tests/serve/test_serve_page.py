@@ -11,7 +11,7 @@ from serving import png
 
 from porter.runtime import Omni
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+NAMES = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome", "chrome")
 UNPACKED = Path(__file__).resolve().parents[2] / ".chromium" / "chromium"
 
 

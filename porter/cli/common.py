@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from porter.batch import Outcome
+    from porter.cli.schema import KeptEdit
+    from porter.emit.edits import Edit
 
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print errors only")]
@@ -31,21 +32,52 @@ ModelsDir = Annotated[
     typer.Option("--models-dir", metavar="DIR", help="ports as `porter convert -o` writes them; the committed ones"),
 ]
 
+
+def complete_pipeline(incomplete: str) -> list[str]:
+    """Names of pipelines, for the shell."""
+    from porter.source import SourceError, SourceTree
+
+    prefix = "diffusers." if incomplete.startswith("diffusers.") else ""
+    try:
+        names = SourceTree().pipelines()
+    except SourceError:
+        return []
+    return [prefix + name for name in names if (prefix + name).startswith(incomplete)]
+
+
+Conflicts = Annotated[
+    str,
+    typer.Option(
+        "--conflicts", metavar="fail|mine|porter", help="where an edit by hand and porter changed the same lines"
+    ),
+]
+
 # Wide enough for a table that nobody wraps, where the output is no terminal.
 _PIPE_WIDTH = 200
 
 
 class Failure(Exception):
-    """The question was bad: one line on stderr, exit code 2."""
+    """The question was bad: one line on stderr, exit code 2.
+
+    Attributes:
+        details: what is shown above that line.
+    """
+
+    details: str = ""
 
 
 @contextlib.contextmanager
 def bad_input(*kinds: type[Exception]) -> Iterator[None]:
-    """Exceptions of these kinds are the user's to mend."""
+    """Exceptions of these kinds are the user's to mend; those that know both sides of a conflict show them."""
     try:
         yield
     except kinds as error:
-        raise Failure(str(error)) from error
+        told = getattr(error, "summary", str(error))
+        if isinstance(error, OSError) and error.filename:
+            told = f"{error.filename}: {error.strerror}"
+        failure = Failure(told)
+        failure.details = "\n".join(str(conflict) for conflict in getattr(error, "conflicts", ()))
+        raise failure from error
 
 
 def complain(message: str) -> None:
@@ -53,9 +85,12 @@ def complain(message: str) -> None:
     print(f"porter: error: {' '.join(message.split())}", file=sys.stderr)
 
 
-def print_json(value: Any) -> None:
-    """A value as indented JSON on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+def describe(path: Path, edit: Edit) -> KeptEdit:
+    """An edit by hand, for ``--json``."""
+    from porter.cli.schema import KeptEdit
+
+    added, removed = edit.counts
+    return KeptEdit(path=str(path), added=added, removed=removed, recorded=edit.recorded)
 
 
 def console() -> Console:
@@ -117,6 +152,14 @@ def check_device(device: str | None) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise Failure(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
+def check_conflicts(choice: str) -> None:
+    """Refuse a word that ``--conflicts`` does not know."""
+    from porter.emit.edits import CHOICES
+
+    if choice not in CHOICES:
+        raise Failure(f"--conflicts {choice}: there are {', '.join(CHOICES)}")
 
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")

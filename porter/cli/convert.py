@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from porter.cli.common import (
+    Conflicts,
     Failure,
     Jobs,
     Json,
@@ -16,8 +17,10 @@ from porter.cli.common import (
     Source,
     Verbose,
     bad_input,
+    check_conflicts,
+    complete_pipeline,
     console,
-    print_json,
+    describe,
     processes,
     progress_bar,
 )
@@ -25,9 +28,13 @@ from porter.cli.common import (
 if TYPE_CHECKING:
     from porter.batch import Outcome
     from porter.cache import Cache
+    from porter.emit.edits import Plan
     from porter.source import SourceTree
 
-Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="diffusers.XPipeline or XPipeline")]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="NAME", help="diffusers.XPipeline or XPipeline", autocompletion=complete_pipeline),
+]
 All = Annotated[bool, typer.Option("--all", help="every pipeline that diffusers maintains and that has a transformer")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="folder of the ports")]
 TargetName = Annotated[str, typer.Option("--target", metavar="porter|vllm-omni", help="what the ports import")]
@@ -41,6 +48,7 @@ def convert(
     target: TargetName = "porter",
     source: Source = None,
     strict: Strict = False,
+    conflicts: Conflicts = "fail",
     jobs: Jobs = 0,
     no_cache: NoCache = False,
     json: Json = False,
@@ -49,7 +57,12 @@ def convert(
 ) -> None:
     """Convert pipelines and register them in DIR/registry.py."""
     if bool(names) == everything:
-        raise Failure("name pipelines, or say --all" if not names else "either name pipelines or say --all, not both")
+        raise Failure(
+            "name pipelines (`porter list` shows them), or say --all"
+            if not names
+            else "either name pipelines or say --all, not both"
+        )
+    check_conflicts(conflicts)
     from porter.batch import convert_batch
     from porter.cache import Cache
     from porter.emit.format import FormatError
@@ -64,7 +77,7 @@ def convert(
         tree = SourceTree(source)
         cache = None if no_cache else Cache(tree.root, target)
         wanted = _wanted(names, tree, cache)
-    with bad_input(SourceError), progress_bar(len(wanted), "converting", quiet) as progress:
+    with bad_input(SourceError), progress_bar(len(wanted), "converting", quiet or json) as progress:
         outcomes = convert_batch(wanted, tree, target, processes(jobs), cache, progress)
     if not everything:
         for outcome in outcomes:
@@ -73,14 +86,22 @@ def convert(
     good = [outcome for outcome in outcomes if outcome.converted]
     with bad_input(OutputError, OSError):
         try:
-            changed = _write(output, good)
+            plan = _write(output, good, conflicts)
         except FormatError as error:
             raise Failure(f"{output / 'registry.py'}: {error}") from error
     if json:
-        pipelines = [outcome.describe() for outcome in outcomes]
-        print_json({"target": target, "diffusers": tree.version, "output": str(output), "pipelines": pipelines})
+        from porter.cli.schema import Converted, ConvertOutput, print_model
+
+        found = ConvertOutput(
+            target=target,
+            diffusers=tree.version,
+            output=str(output),
+            pipelines=[Converted(**outcome.describe()) for outcome in outcomes],
+            edits=[describe(output / edit.file, edit) for edit in plan.edits],
+        )
+        print_model(found)
     elif not quiet:
-        _report(outcomes, output, changed, everything, verbose)
+        _report(outcomes, output, plan, everything, verbose)
     if len(good) < len(outcomes) or (strict and any(outcome.residue for outcome in good)):
         raise typer.Exit(1)
 
@@ -98,25 +119,32 @@ def _wanted(names: list[str] | None, tree: SourceTree, cache: Cache | None) -> l
     return short
 
 
-def _write(folder: Path, outcomes: list[Outcome]) -> bool:
-    """Write what is not there yet; whether there was anything."""
+def _write(folder: Path, outcomes: list[Outcome], conflicts: str) -> Plan:
+    """Write what is not there yet; what was done, edits that were kept among it."""
+    from porter.emit.edits import BASE, Plan
+    from porter.emit.overrides import override_of
     from porter.emit.write import read_registry
 
     known = read_registry(folder)["_DIFFUSION_MODELS"]
 
     def is_there(outcome: Outcome) -> bool:
-        paths = ((folder / file, text) for file, text in outcome.texts.items())
-        return outcome.name in known and all(p.is_file() and p.read_bytes() == text.encode() for p, text in paths)
+        paths = {folder / file: text for file, text in outcome.texts.items()}
+        by_hand = any(p.with_name(p.name + BASE).exists() or override_of(p).exists() for p in paths)
+        written = all(p.is_file() and p.read_bytes() == text.encode() for p, text in paths.items())
+        return outcome.name in known and written and not by_hand
 
     stale = [outcome for outcome in outcomes if not is_there(outcome)]
-    if stale:
-        from porter.emit.write import write_ports
+    if not stale:
+        return Plan()
+    from porter.emit.write import write_ports
 
-        write_ports(folder, stale)
-    return bool(stale)
+    return write_ports(folder, stale, conflicts)
 
 
-def _report(outcomes: list[Outcome], output: Path, changed: bool, everything: bool, verbose: bool) -> None:
+def _report(outcomes: list[Outcome], output: Path, plan: Plan, everything: bool, verbose: bool) -> None:
+    from porter.emit.edits import BASE
+
+    changed = bool(plan.differing)
     if everything:
         _table(outcomes, verbose)
     else:
@@ -129,6 +157,12 @@ def _report(outcomes: list[Outcome], output: Path, changed: bool, everything: bo
         print(f"{good} of {len(outcomes)} pipelines {state} {output}; {clean} without residue")
     elif good and not changed:
         print(f"up to date in {output}")
+    for edit in plan.edits:
+        added, removed = edit.counts
+        print(f"edit by hand kept: {output / edit.file} (+{added} -{removed})")
+    for place in plan.aside:
+        if not place.endswith(BASE):
+            print(f"what was there is now in {output / place}")
     for outcome in outcomes:
         if outcome.trace and verbose:
             print(f"{outcome.name}: {outcome.trace}")

@@ -7,12 +7,17 @@ from typing import Annotated
 
 import typer
 
-from porter.cli.common import Json, Source, bad_input, console, print_json
+from porter.cli.common import Json, Quiet, Source, bad_input, complete_pipeline, console
 
-Subject = Annotated[str, typer.Argument(metavar="RULE|NAME|FILE:LINE", help="a rule, a pipeline, or a line of a port")]
+Subject = Annotated[
+    str,
+    typer.Argument(
+        metavar="RULE|NAME|FILE:LINE", help="a rule, a pipeline, or a line of a port", autocompletion=complete_pipeline
+    ),
+]
 
 
-def explain(subject: Subject, source: Source = None, json: Json = False) -> None:
+def explain(subject: Subject, source: Source = None, json: Json = False, quiet: Quiet = False) -> None:
     """Tell what a rule does, what was recognised in a pipeline, or what made a line of a port."""
     from porter.review.explain import UnknownSubject
     from porter.review.explain import explain as explained
@@ -21,7 +26,11 @@ def explain(subject: Subject, source: Source = None, json: Json = False) -> None
     with bad_input(SourceError, UnknownSubject, OSError):
         text = explained(subject, source)
     if json:
-        print_json({"schema_version": 1, "subject": subject, "text": text})
+        from porter.cli.schema import ExplainOutput, print_model
+
+        print_model(ExplainOutput(subject=subject, text=text))
+    elif quiet:
+        return
     elif sys.stdout.isatty():
         from rich.markdown import Markdown
 

@@ -18,6 +18,7 @@ from porter.cli.common import (
     bad_input,
     check_device,
     check_dtype,
+    complete_pipeline,
     console,
     hush_libraries,
     hush_warnings,
@@ -26,7 +27,10 @@ from porter.cli.common import (
 if TYPE_CHECKING:
     from porter.parity import ParityReport
 
-Name = Annotated[str | None, typer.Argument(metavar="NAME", help="diffusers.XPipeline or XPipeline")]
+Name = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME", help="diffusers.XPipeline or XPipeline", autocompletion=complete_pipeline),
+]
 All = Annotated[bool, typer.Option("--all", help="every port that has a tiny checkpoint")]
 Checkpoint = Annotated[
     str | None, typer.Option("--checkpoint", metavar="DIR|ID", help="a checkpoint; a tiny random one by default")

@@ -10,6 +10,7 @@ from porter.emit.templates import fill
 from porter.facts.pipeline import PipelineFacts
 from porter.rules.pipeline.postprocess import PostProcess
 from porter.source import SourceTree
+from porter.source.tree import PACKAGE
 from porter.targets import Target
 
 # Parameters that an example offers where the pipeline has them, with their types, in this order.
@@ -40,7 +41,7 @@ def example_text(stem: str, facts: PipelineFacts, hook: PostProcess, tree: Sourc
         "example.py.j2",
         version=porter.__version__,
         diffusers=tree.version,
-        source=source.path.relative_to(tree.root.parent).as_posix(),
+        source=f"{PACKAGE}/{source.path.relative_to(tree.root).as_posix()}",
         sha256=source.sha256,
         pipeline=facts.name,
         stem=stem,

@@ -1,13 +1,15 @@
 """Write ports: staged beside their place, formatted, then moved in, or not at all.
 
 Files are moved one by one, the registry last, so that it never names what is not there. Should the process be killed
-between two of them, the next one that writes there finishes the work: what is staged whole is marked so.
+between two of them, the next one that writes there finishes the work: what is staged whole is marked so. What somebody
+wrote by hand is kept (:mod:`porter.emit.edits`), also what was written between a crash and the next write.
 """
 
 from __future__ import annotations
 
 import ast
 import fcntl
+import json
 import os
 import shutil
 import tempfile
@@ -16,7 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from porter.emit.format import format_folder
+from porter.emit import generations
+from porter.emit.edits import BASE, FAIL, Conflict, Plan, plan_files
+from porter.emit.edits import ORIGINAL as ORIGINAL
+from porter.emit.errors import OutputError as OutputError
+from porter.emit.format import formatted
+from porter.emit.manifest import MANIFEST, digest, manifest_text, read_manifest
+from porter.emit.overrides import apply_overrides
+from porter.emit.safety import check_texts
 from porter.emit.templates import fill
 
 TABLES = ("_DIFFUSION_MODELS", "_DIFFUSION_PRE_PROCESS_FUNCS", "_DIFFUSION_POST_PROCESS_FUNCS")
@@ -25,8 +34,23 @@ REGISTRY = "registry.py"
 STAGING, WHOLE = ".porter-", ".whole"
 
 
-class OutputError(ValueError):
-    """The output folder cannot be used; nothing was written."""
+class EditConflict(OutputError):
+    """What somebody wrote by hand cannot be kept as it is; nothing was written.
+
+    Attributes:
+        conflicts: each with both sides.
+        summary: what happened, in one line; the text of the error has the sides too.
+    """
+
+    def __init__(self, folder: Path, conflicts: Sequence[Conflict]) -> None:
+        self.conflicts = list(conflicts)
+        places = ", ".join(f"{folder / conflict.file}:{conflict.line}" for conflict in self.conflicts[:3])
+        more = f" and {len(self.conflicts) - 3} more" if len(self.conflicts) > 3 else ""
+        self.summary = (
+            f"what was written by hand conflicts with what porter writes, and nothing was written: {places}{more}. "
+            "Mend it there, or choose a side for the lines that both changed: --conflicts mine or --conflicts porter."
+        )
+        super().__init__("\n".join([self.summary, *map(str, self.conflicts)]))
 
 
 def check_folder(folder: Path) -> None:
@@ -71,22 +95,65 @@ class Written(Protocol):
     texts: dict[str, str]
 
 
-def write_ports(folder: Path, ports: Sequence[Written]) -> None:
-    """Write ports and the registry that names them, merged with the registry that is there.
+def write_ports(folder: Path, ports: Sequence[Written], conflicts: str = FAIL) -> Plan:
+    """Write ports and the registry that names them, merged with the registry that is there; edits are kept.
+
+    Args:
+        folder: of ports.
+        ports: what is written.
+        conflicts: what to do where an edit and porter changed the same lines: ``fail``, ``mine`` or ``porter``.
 
     Raises:
-        OutputError: the folder cannot be used.
+        OutputError: the folder cannot be used; :class:`EditConflict` where an edit or override cannot be kept.
         FormatError: a text is not Python; nothing was written.
     """
     with reserved(folder):
-        tables = read_registry(folder)
-        files: dict[str, str] = {}
-        for port in ports:
-            files.update(port.texts)
-            _register(tables, port)
-        files[REGISTRY] = registry_text(tables)
-        files.setdefault("__init__.py", '"""Generated vLLM-Omni models."""\n')
-        write_files(folder, files)
+        files, problems = generation(folder, ports, read_registry(folder))
+        plan = plan_files(folder, files, conflicts)
+        plan.conflicts += problems
+        carry_out(folder, plan)
+        return plan
+
+
+def generation(folder: Path, ports: Sequence[Written], tables: Registry) -> tuple[dict[str, str], list[Conflict]]:
+    """What porter writes to ``folder``, formatted, overrides in place; and overrides that cannot be.
+
+    Args:
+        folder: of ports; its override files are read.
+        ports: what is written.
+        tables: the registry that they are added to.
+
+    Raises:
+        FormatError: a text is not Python.
+    """
+    files: dict[str, str] = {}
+    for port in ports:
+        files.update(port.texts)
+        _register(tables, port)
+    files[REGISTRY] = registry_text(tables)
+    files.setdefault("__init__.py", '"""Generated vLLM-Omni models."""\n')
+    files = formatted(files)
+    overridden, problems = apply_overrides(folder, files)
+    return files | formatted(overridden), problems
+
+
+def carry_out(folder: Path, plan: Plan) -> None:
+    """Do what a plan says, all of it or nothing; the folder is reserved.
+
+    Raises:
+        EditConflict: the plan has conflicts.
+    """
+    if plan.conflicts:
+        raise EditConflict(folder, plan.conflicts)
+    known = {name: value for name, value in read_manifest(folder).items() if (folder / name).is_file()}
+    hashes = {name: value for name, value in known.items() if name not in plan.remove} | plan.hashes
+    seen = {name: "" if text is None else digest(text) for name, text in plan.before.items()}
+    changed = {name: plan.files[name] for name in plan.differing}
+    _stage(folder, {**plan.aside, **changed, MANIFEST: manifest_text(hashes)}, seen)
+    for name in plan.remove:
+        if name not in seen or _hash(folder / name) == seen[name]:  # else somebody has just edited it
+            (folder / name).unlink(missing_ok=True)
+    generations.remember(text for name, text in plan.files.items() if digest(text) == plan.hashes.get(name))
 
 
 def _register(tables: Registry, port: Written) -> None:
@@ -101,26 +168,57 @@ def _register(tables: Registry, port: Written) -> None:
 
 
 def write_files(folder: Path, files: dict[str, str]) -> list[Path]:
-    """Write ``files`` (relative path to text) below ``folder``, formatted, all of them or none.
+    """Write ``files`` (relative path to text) below ``folder``, formatted, all of them or none. Keeps no edits.
 
     Raises:
         OutputError: the folder cannot be used.
         FormatError: a text is not Python; nothing was written.
+        UnsafeCode: a text does what no port may do; nothing was written.
     """
     check_folder(folder)
+    check_texts(files)
+    texts = formatted(files)
     folder.mkdir(parents=True, exist_ok=True)
+    _stage(folder, texts)
+    return [folder / name for name in files]
+
+
+def _stage(folder: Path, files: dict[str, str], seen: dict[str, str] | None = None) -> None:
+    """Write files beside their place, then move them in.
+
+    Args:
+        folder: where to.
+        files: relative path to text.
+        seen: hashes of what they were made to replace; of what is there now, for those that are not named.
+    """
+    for name in files:
+        _check_inside(folder, name)
     staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
     try:
         for name, text in files.items():
             path = staging / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        format_folder(staging)
-        (staging / WHOLE).touch()
+        expected = {name: (seen or {}).get(name, _hash(folder / name)) for name in files}
+        (staging / WHOLE).write_text(json.dumps(expected), encoding="utf-8")
         _move_in(staging, folder)
-        return [folder / name for name in files]
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_inside(folder: Path, name: str) -> None:
+    """Refuse a file that does not lie in the folder, by its name or through a link."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise OutputError(f"{name!r} does not lie in {folder}.")
+    root = folder.resolve()
+    if not (folder / path).parent.resolve().is_relative_to(root):
+        raise OutputError(f"{folder / path} leaves {folder} through a symbolic link.")
+
+
+def _hash(path: Path) -> str:
+    """The hash of a file's text, empty if there is none."""
+    return digest(path.read_text("utf-8", errors="replace")) if path.is_file() else ""
 
 
 @contextmanager
@@ -150,8 +248,23 @@ def _finish_interrupted(folder: Path) -> None:
 
 
 def _move_in(staging: Path, folder: Path) -> None:
+    """Move what is staged to its place, but for what somebody has changed since it was staged."""
     staged = [path.relative_to(staging) for path in staging.rglob("*") if path.is_file() and path.name != WHOLE]
-    for name in sorted(staged, key=lambda path: (path.name == REGISTRY, path)):
+    marker = (staging / WHOLE).read_text("utf-8")
+    seen: dict[str, str] = json.loads(marker) if marker else {}
+    changed = [
+        name
+        for name in map(Path.as_posix, staged)
+        if name in seen and _hash(folder / name) not in (seen[name], _hash(staging / name))
+    ]
+    if changed and (staging / MANIFEST).is_file():
+        known, hashes = read_manifest(folder), read_manifest(staging)
+        kept = {name: known[name] for name in changed if name in known}
+        hashes = {name: value for name, value in hashes.items() if name not in changed} | kept
+        (staging / MANIFEST).write_text(manifest_text(hashes), "utf-8")
+    for name in sorted(staged, key=lambda path: (path.name == REGISTRY, path.name == MANIFEST, path)):
+        if name.as_posix().removesuffix(BASE) in changed and name.name != MANIFEST:
+            continue
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(staging / name, place)

@@ -60,6 +60,8 @@ class CaseResult(BaseModel):
 class ParityReport(BaseModel):
     """Everything about one pipeline."""
 
+    schema_version: int = 1
+    """Of this form; a field that goes or changes its meaning raises it."""
     pipeline: str
     verdict: Verdict
     reason: str = ""

@@ -8,10 +8,11 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
+from porter.emit.format import formatted
 from porter.emit.write import read_registry
 from porter.facts.pipeline import pipeline_facts
 from porter.port import Converter
-from porter.review.diff import Hunk, diff_pipeline
+from porter.review.diff import Hunk, diff_port
 from porter.review.steps import OTHERS, rules, safety_of, summary
 from porter.rules.history import STEPS
 from porter.source import SourceError, SourceTree
@@ -107,10 +108,25 @@ def explain_line(place: str, source: str | Path | None = None) -> str:
         family = entry[0] if isinstance(entry, tuple) else ""
         if relative.split("/")[0] not in (family, "examples"):
             continue
-        hunks = [hunk for hunk in diff_pipeline(name, tree, target).hunks if hunk.file == relative]
+        port = Converter(tree, get_target(target), record=True).port(name)
+        texts = formatted(port.texts)
+        hunks = [hunk for hunk in diff_port(port, texts) if hunk.file == relative]
         if hunks:
-            return _of_line(place, lines[line - 1], [h for h in hunks if h.line <= line < h.line + len(h.after)])
+            generated = _generated_line(lines, line, texts[relative].split("\n"))
+            if generated is None:
+                code = f"```python\n{lines[line - 1]}\n```"
+                return f"# {place}\n\n{code}\n\nWritten by hand; porter writes no such line here.\n"
+            made = [hunk for hunk in hunks if hunk.line <= generated < hunk.line + len(hunk.after)]
+            return _of_line(place, lines[line - 1], made)
     raise UnknownSubject(f"no pipeline of {models / 'registry.py'} writes {relative}")
+
+
+def _generated_line(lines: list[str], line: int, generated: list[str]) -> int | None:
+    """The number that a line of a file has in what porter writes; None if somebody else wrote it."""
+    for block in difflib.SequenceMatcher(None, lines, generated, autojunk=False).get_matching_blocks():
+        if block.a <= line - 1 < block.a + block.size:
+            return block.b + line - block.a
+    return None
 
 
 def _of_line(place: str, text: str, hunks: list[Hunk]) -> str:

@@ -17,6 +17,7 @@ OTHERS = {
     "imports": "Imports of what the file uses; those of the engine follow the target.",
     "not-needed": "Nothing in the port refers to it any more.",
     "template:support": "What the pipelines of a family share: request arguments, loading of components.",
+    "template:stepwise": "How requests take turns: their states, their steps, both branches of their guidance.",
     "template:__init__": "Makes the family a package.",
     "template:example": "A script that runs the port.",
     "template:pre_process": "Preparation of images, taken out of the call: the engine runs it before the model.",

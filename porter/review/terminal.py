@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import zip_longest
 
@@ -10,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from porter.review.diff import Hunk, PortDiff
+from porter.review.steps import explain
 
 # Two columns of code need about this much.
 WIDE = 160
@@ -30,6 +32,15 @@ def print_diff(diff: PortDiff, out: Console, unified: bool = False) -> None:
         else:
             out.print(_side_by_side(hunk))
     out.print(Text(f"\n{summary(diff)}", style="bold"))
+
+
+def print_steps(diff: PortDiff, out: Console) -> None:
+    """Print how many hunks each rule and step had a hand in."""
+    counts = Counter(step for hunk in diff.hunks for step in hunk.steps)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for step, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        table.add_row(str(count), step, ", ".join(explain([step])))
+    out.print(table)
 
 
 def unified_lines(hunk: Hunk) -> Iterator[str]:

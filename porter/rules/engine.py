@@ -65,6 +65,7 @@ class Context:
         root: the source file that the port's file is made for.
         vendored: the definition is taken over as it is, since the target's diffusers lacks it.
         recorder: keeps the text after each step, where someone asked for it.
+        features: what a rule could give the port, by name: ``derived``, or why not.
         also: names of the source file that the port needs outside of the rewritten definition (in a hook).
     """
 
@@ -80,6 +81,7 @@ class Context:
     root: SourceModule | None = None
     vendored: bool = False
     recorder: Recorder | None = None
+    features: dict[str, str] = field(default_factory=dict)
     also: set[str] = field(default_factory=set)
 
     def record(self, step: str, node: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -72,7 +73,8 @@ class SourceModule:
     lines: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.lines = self.text.splitlines(keepends=True)
+        # As Python counts them: to `splitlines` a form feed or U+2028 inside a string ends a line too.
+        self.lines = list(io.StringIO(self.text))
 
     @cached_property
     def sha256(self) -> str:

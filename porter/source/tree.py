@@ -13,6 +13,8 @@ from typing import Any
 from porter.source.module import CLASS_LINE, Definition, SourceModule
 
 PACKAGE = "diffusers"
+# It is written into the comments of a port, so it is a version and nothing else.
+VERSION_LINE = r"""^__version__ = ["']([\w.+!-]+)["']"""
 
 
 class SourceError(ValueError):
@@ -40,7 +42,7 @@ class SourceTree:
     @cached_property
     def version(self) -> str:
         """``__version__`` as ``__init__.py`` states it."""
-        found = re.search(r'^__version__ = "([^"]+)"', (self.root / "__init__.py").read_text(), re.MULTILINE)
+        found = re.search(VERSION_LINE, (self.root / "__init__.py").read_text("utf-8", errors="replace"), re.MULTILINE)
         return found.group(1) if found else importlib.metadata.version(PACKAGE)
 
     def module(self, name: str) -> SourceModule | None:
@@ -58,11 +60,13 @@ class SourceTree:
         file = path / "__init__.py" if is_package else path.with_suffix(".py")
         if not file.is_file():
             return None
-        module = SourceModule(name, file, file.read_text(encoding="utf-8"), is_package)
         try:
+            module = SourceModule(name, file, file.read_text(encoding="utf-8"), is_package)
             module.tree  # noqa: B018 - parsed here so that a syntax error names the file
         except SyntaxError as error:
             raise SourceError(f"{file} does not parse: {error.msg} (line {error.lineno})") from error
+        except (ValueError, RecursionError, MemoryError) as error:  # no UTF-8, null bytes, nested too deeply
+            raise SourceError(f"{file} does not parse: {error}") from error
         return module
 
     def resolve(self, module_name: str, name: str, depth: int = 0) -> Definition | None:
@@ -103,7 +107,9 @@ class SourceTree:
             parts = list(relative.with_suffix("").parts)
             if parts[-1] == "__init__":
                 parts.pop()
-            for name in CLASS_LINE.findall(path.read_text(encoding="utf-8")):
+            if not all(part.isidentifier() for part in parts):
+                continue  # nothing can import it; its name would be written into comments
+            for name in CLASS_LINE.findall(path.read_text(encoding="utf-8", errors="replace")):
                 index.setdefault(name, []).append(".".join([PACKAGE, *parts]))
         return index
 

@@ -34,6 +34,9 @@ from porter.rules.pipeline.predictions import Prediction, denoisers, find_predic
 MIXIN = ("vllm_omni.diffusion.distributed.cfg_parallel", "CFGParallelMixin")
 # How guidance scales are called, at the end of whatever holds them.
 SCALE = re.compile(r"(^|[._])(guidance_scale|cfg_scale)$")
+# Parameters that ask for guidance, and what a forward says that predicts for it more than once.
+GUIDED = re.compile(r"guidance|cfg|negative_prompt")
+GUIDING = re.compile(r"classifier_free_guidance|true_cfg|_cfg\b|guider|negative_prompt_embeds|uncond")
 BOTH = '''
 def combine_cfg_noise(self, positive_noise_pred, negative_noise_pred, *args, **kwargs):
     """Both predictions as they are: ``denoise`` guides by itself."""
@@ -47,7 +50,7 @@ class GuidedPrediction(Rule):
     Two calls become ``predict_noise_maybe_with_cfg``, and what the source does with their results becomes
     ``combine_cfg_noise``, statement by statement; where something else happens in between, both results come back and
     the statements stay where they are. One call on a doubled batch stays one call, and is halved only when the
-    engine has ranks for both halves. Anything else keeps its form, reported.
+    engine has ranks for both halves. Anything else keeps its form, and the port's features say why.
     """
 
     name = "cfg-parallel"
@@ -166,7 +169,9 @@ class GuidedPrediction(Rule):
         rewriter = _Blocks(ctx, self.facts, forward)
         made = visit(forward, rewriter)
         if not rewriter.methods:
+            ctx.features["cfg_parallel"] = rewriter.reason()
             return [forward]
+        ctx.features["cfg_parallel"] = "derived"
         ctx.used(self)
         ctx.need(*MIXIN)
         for name in rewriter.needs:
@@ -182,6 +187,16 @@ class _Blocks(cst.CSTTransformer):
         self.models = denoisers(facts, forward)
         self.methods: list[cst.FunctionDef] = []
         self.needs: set[str] = set()
+
+    def reason(self) -> str:
+        """Why nothing was rewritten."""
+        if not any(dotted(call.func) in self.models for call in nodes(self.forward.body, cst.Call)):
+            return "not applicable: another pipeline predicts, or a method of its own"
+        if any(GUIDED.search(parameter.name.value) for parameter in parameters(self.forward)):
+            if GUIDING.search(code(self.forward.body)):
+                return "refused: guidance has a form of its own"
+            return "not applicable: the model is told its guidance and predicts once"
+        return "not applicable: without guidance"
 
     def visit_Lambda(self, node: cst.Lambda) -> bool:
         return False

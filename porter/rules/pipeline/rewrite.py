@@ -41,6 +41,7 @@ class PipelineRewriter:
         self.facts = facts
         self.post_process = PostProcess()
         self.pre_process: PreProcess | None = None
+        self.features: dict[str, str] = {}
 
     def __call__(self, definition: Definition, ctx: Context) -> Any:
         node = parsed(definition)
@@ -103,6 +104,7 @@ class PipelineRewriter:
         ported["__call__"] = [forward]
         record(Forward.name)
         [forward, *guidance] = GuidedPrediction(self.facts).apply(ctx, forward)
+        self.features = ctx.features
         kept = [s for s in node.body.body if not isinstance(s, cst.FunctionDef) and not _is_class_machinery(s)]
         [constructor] = ported.pop("__init__")
         del ported["__call__"]

@@ -51,7 +51,7 @@ class StepExecution(Rule):
     What lives across the cuts is the request's state: variables by live-variable analysis, and what the call keeps on
     ``self`` (its guidance, its scheduler), which ``per_request`` puts there while one of the methods works on the
     request. ``forward`` runs the four, so a request computes the same whether it is run whole or step by step.
-    A call that has no single denoising loop stays as it is, reported.
+    A call that has no single denoising loop stays as it is, and the port's features say why.
     """
 
     name = "step-execution"
@@ -180,8 +180,9 @@ class StepExecution(Rule):
             loop = find_loop(body_statements(forward), [*denoisers(self.facts, forward), *PREDICTIONS])
             split = Split(forward, loop)
         except NoSplit as reason:
-            ctx.report(ctx.definition.first_line if ctx.definition else 1, f"runs whole, not step by step: {reason}")
+            ctx.features["step_execution"] = f"refused: {reason}"
             return [forward]
+        ctx.features["step_execution"] = "derived"
         ctx.used(self)
         for name in ("per_request", "denoise_requests", "run_request"):
             ctx.need(STEPWISE, name)

@@ -1,0 +1,146 @@
+"""The pages of ``porter diff --html`` and ``porter parity --html``, used in a browser as a reviewer uses them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections import Counter
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from parity_tests.browser import Browser, Page
+from parity_tests.review.conftest import converter, reviewed
+from porter.parity import html as parity_html
+from porter.parity.results import CaseResult, ParityReport, Pictures
+from porter.review.diff import Hunk, PortDiff
+from porter.review.html import write
+
+NAME = "FluxPipeline"
+SHOWN = "[...document.querySelectorAll('details')].filter(d => d.offsetParent !== null)"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with Browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def hunks() -> list[Hunk]:
+    return reviewed(NAME)[2]
+
+
+@pytest.fixture(scope="module")
+def file(hunks, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "diff.html"
+    write(PortDiff(pipeline=NAME, diffusers=converter().tree.version, target="porter", hunks=hunks), path)
+    return path
+
+
+@pytest.fixture
+def page(browser, file) -> Page:
+    opened = browser.page()
+    opened.goto(file)
+    return opened
+
+
+def classes(page: Page) -> Counter[str]:
+    """How many hunks of each class can be seen."""
+    return Counter(page.evaluate(f"{SHOWN}.map(d => d.dataset.class)"))
+
+
+def box(safety: str) -> str:
+    return f"input[data-class='{safety}']"
+
+
+def test_the_page_needs_nothing_but_itself(page, file, hunks):
+    assert page.requests == [file.as_uri()] and page.problems == []
+    assert classes(page) == Counter(hunk.safety for hunk in hunks)
+    assert NAME in page.text("h1")
+
+
+def test_hunks_are_filtered_by_class(page, hunks):
+    counts = Counter(hunk.safety for hunk in hunks)
+    assert counts["surface"] and counts["same arithmetic"]
+    page.click(box("surface"))
+    assert classes(page) == Counter({k: v for k, v in counts.items() if k != "surface"})
+    headings = page.evaluate("[...document.querySelectorAll('h2')].filter(h => h.offsetParent).map(h => h.innerText)")
+    assert set(headings) == {hunk.file for hunk in hunks if hunk.safety != "surface"}
+    page.click(box("same arithmetic"))
+    page.click(box("surface"))
+    assert classes(page) == Counter({k: v for k, v in counts.items() if k != "same arithmetic"})
+    page.click(box("same arithmetic"))
+    assert classes(page) == counts
+
+
+def test_hunks_fold_one_by_one_and_together(page, hunks):
+    opened = "document.querySelectorAll('details[open]').length"
+    assert page.evaluate(opened) == len(hunks)
+    body = "document.querySelector('details pre.after').checkVisibility()"
+    assert page.evaluate(body)
+    page.click("details summary b")
+    assert page.evaluate(opened) == len(hunks) - 1 and not page.evaluate(body)
+    page.click("#fold")
+    assert page.evaluate(opened) == 0
+    page.click("#fold")
+    assert page.evaluate(opened) == len(hunks)
+
+
+def test_links_lead_to_the_lines_of_the_source(page, file, hunks):
+    page.answer("https://github.com/", "<title>source</title>")
+    links = page.evaluate("[...document.querySelectorAll('summary a')].map(a => a.href)")
+    assert len(links) == sum(bool(hunk.source) for hunk in hunks)
+    numbers = [n for n, hunk in enumerate(h for h in hunks if h.source) if hunk.before]
+    named = [hunk for hunk in hunks if hunk.source]
+    for number in (numbers[0], numbers[len(numbers) // 2], numbers[-1]):
+        page.goto(file)
+        page.evaluate(f"document.querySelectorAll('summary a')[{number}].id = 'this'")
+        page.click("#this")
+        page.wait_for("document.title === 'source'")
+        at = page.evaluate("location.href")
+        found = re.fullmatch(r"https://github\.com/huggingface/diffusers/blob/v([\d.]+)/src/diffusers/(.*)#L(\d+)", at)
+        assert found and found[1] == converter().tree.version
+        lines = (converter().tree.root / found[2]).read_text("utf-8").split("\n")
+        assert lines[int(found[3]) - 1] == named[number].before[0]
+
+
+def test_what_sources_say_is_shown_and_not_run(browser, tmp_path):
+    evil = '</pre><script>document.title = "run"</script><img src=x onerror=\'document.title = "run"\'>'
+    hunk = Hunk(
+        file=evil, line=1, name=evil, source=evil, source_line=1, before=[evil], after=[evil], steps=["imports"]
+    )
+    write(PortDiff(pipeline=evil, diffusers=evil, target="porter", hunks=[hunk]), tmp_path / "diff.html")
+    page = browser.page()
+    page.goto(tmp_path / "diff.html")
+    assert page.evaluate("document.title").startswith("</pre>") and page.problems == []
+    assert page.evaluate("document.querySelector('pre.before').innerText") == evil
+    assert page.evaluate("document.images.length + document.scripts.length") == 1  # the page's own script
+
+
+def picture(colour: str) -> str:
+    data = io.BytesIO()
+    PIL.Image.new("RGB", (8, 8), colour).save(data, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def test_a_parity_report_opens_what_differs_and_shows_pictures(browser, tmp_path):
+    pictures = Pictures(reference=picture("red"), port=picture("blue"), difference=picture("white"))
+    cases = [
+        CaseResult(name="plain", description="as it comes", verdict="parity"),
+        CaseResult(name="guided", description="<b>guided</b>", verdict="differs", pictures=pictures),
+    ]
+    report = ParityReport(pipeline="TinyPipeline", verdict="differs", cases=cases, command="porter parity TinyPipeline")
+    parity_html.write(report, tmp_path / "parity.html")
+    page = browser.page()
+    page.goto(tmp_path / "parity.html")
+    assert page.problems == [] and len(page.requests) == 1 + 3  # the pictures are in the page
+    assert all(address.startswith(("file:", "data:")) for address in page.requests)
+    assert page.evaluate("[...document.querySelectorAll('details')].map(d => d.open)") == [False, True]
+    page.wait_for("[...document.images].length === 3 && [...document.images].every(i => i.naturalWidth === 8)")
+    assert "<b>guided</b>" in page.text()
+    page.click("details summary")
+    page.click("details:nth-of-type(2) summary")
+    assert page.evaluate("[...document.querySelectorAll('details')].map(d => d.open)") == [True, False]
