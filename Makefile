@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv browser pythons demo test lint symbols lock bench omni-env omni-test omni-table omni-lock clean
+.PHONY: help venv browser pythons demo test lint symbols lock bench bench-serve omni-env omni-test omni-table omni-lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,11 +27,8 @@ demo: venv ## convert QwenImageEditPipeline, run port and diffusers, compare
 test: venv browser pythons ## the tests
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS)
 
-browser: ## a headless Chromium for the tests of pages, where there is none: Debian's, as root
-	@$(PYTHON) parity_tests/browser.py || { \
-	  test "$$(id -u)" = 0 && apt-get update -qq && \
-	  apt-get install -qq --yes --no-install-recommends chromium-headless-shell > /dev/null; } || \
-	  echo "make browser: not installed; the tests of pages will fail" >&2
+browser: venv ## a headless Chromium for the tests of pages, where there is none: Debian's
+	$(BIN)/python tools/browser.py
 
 pythons: venv ## environments of the other versions of Python that are here, for the test of determinism
 	@$(BIN)/python parity_tests/pythons.py
@@ -46,6 +43,9 @@ symbols: venv ## make the symbol table of the vllm-omni target again, from the p
 
 bench: venv ## measure the conversion
 	$(BIN)/python benchmarks/convert.py
+
+bench-serve: venv ## measure the server under load
+	$(BIN)/python benchmarks/serve.py
 
 omni-env: $(OMNI_VENV)/.stamp-porter ## the environment with vLLM-Omni, from its own lock
 

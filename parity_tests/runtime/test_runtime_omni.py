@@ -164,7 +164,7 @@ def test_a_registry_that_leads_out_of_its_folder(checkpoint, models_dir):
         ({"dtype": "int8"}, "dtype 'int8'"),
         ({"device": "nonsense"}, "device 'nonsense'"),
         ({"quantization_config": "fp8"}, "quantization"),
-        ({"diffusion_load_format": "diffusers"}, "not available yet"),
+        ({"diffusion_load_format": "custom_pipeline"}, "there is no diffusion_load_format 'custom_pipeline'"),
         ({"attention_backend": "FLASH_ATTN"}, "FLASH_ATTN cannot run: it needs a CUDA device"),
         ({"attention_backend": "MAGIC"}, "unknown attention backend 'MAGIC'"),
     ],

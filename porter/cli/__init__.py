@@ -15,6 +15,7 @@ from porter.cli.explain import explain
 from porter.cli.listing import list_
 from porter.cli.parity import parity
 from porter.cli.run import run
+from porter.cli.serve import serve
 from porter.cli.settings import defaults
 from porter.cli.upgrade import upgrade
 
@@ -35,6 +36,11 @@ app.command("diff", short_help="diffusers against its port, with the rules")(dif
 app.command("explain", short_help="a rule, a pipeline, or a line of a port")(explain)
 app.command("parity", short_help="do diffusers and port compute the same?")(parity)
 app.command("run", short_help="generate with a port")(run)
+app.command(
+    "serve",
+    short_help="serve a port, or diffusers itself",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(serve)
 app.command("upgrade", short_help="what another diffusers changes")(upgrade)
 
 # typer carries its own click, or imports one, as its version will; the base of this class is the same in both.

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from porter.cli.common import Failure, ModelsDir, Quiet, bad_input, check_dtype, hush_libraries
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from porter.cli.common import Failure, ModelsDir, Quiet, bad_input, check_dtype, complain, hush_libraries
+from porter.cli.model_options import (
+    AttentionBackend,
+    BoundaryRatio,
+    CallKwargs,
+    Device,
+    Dtype,
+    FlowShift,
+    LoadFormat,
+    LoadKwargs,
+    ModelClass,
+    Revision,
+    settings,
+    silence_pipeline,
+)
+from porter.cli.run_requests import DEFAULT_NAMES, OUTPUT_SUFFIXES, Wanted, from_file, from_options, to_request
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="a checkpoint folder, or a hub id")]
-Prompt = Annotated[str | None, typer.Option("--prompt", help="what to make")]
+Prompt = Annotated[list[str] | None, typer.Option("--prompt", help="what to make; each one more is a request more")]
 Negative = Annotated[str | None, typer.Option("--negative-prompt", help="what to keep away from")]
+Batch = Annotated[
+    Path | None,
+    typer.Option(
+        "--batch", metavar="FILE", help='JSONL: {"prompt": …, "seed": …, "image": FILE, "output": FILE, …} a line'
+    ),
+]
 Images = Annotated[
     list[str] | None,
     typer.Option("--image", metavar="[NAME=]FILE", help="a picture; NAME is its parameter, if not the first one"),
@@ -25,26 +46,16 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=JSON", help="any other parameter of the pipeline")
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FILE", help=".png, .webp, .mp4 or .wav, as the pipeline makes")
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help=".png, .webp, .mp4 or .wav, as the pipeline makes; numbered"),
 ]
-
-# Options that stand for one parameter each: parameter, option.
-COMMON = {
-    "height": "--height",
-    "width": "--width",
-    "num_frames": "--frames",
-    "num_inference_steps": "--steps",
-    "guidance_scale": "--guidance-scale",
-    "generator": "--seed",
-}
-OUTPUT_SUFFIXES = (".png", ".webp", ".mp4", ".wav")
-DEFAULT_NAMES = {"image": "output.png", "video": "output.mp4", "audio": "output.wav"}
 
 
 def run(
     model: Model,
     prompt: Prompt = None,
     negative_prompt: Negative = None,
+    batch: Batch = None,
     image: Images = None,
     height: Annotated[int | None, typer.Option("--height", min=1)] = None,
     width: Annotated[int | None, typer.Option("--width", min=1)] = None,
@@ -52,26 +63,27 @@ def run(
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="denoising steps")] = None,
     guidance_scale: Annotated[float | None, typer.Option("--guidance-scale")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="same seed, same result")] = None,
-    settings: Settings = None,
+    set_: Settings = None,
     output: Output = None,
     models_dir: ModelsDir = None,
-    device: Annotated[str | None, typer.Option("--device", help="the accelerator if there is one, else cpu")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="bfloat16 on an accelerator, float32 on the CPU")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    load_format: LoadFormat = "default",
+    load_kwargs: LoadKwargs = None,
+    call_kwargs: CallKwargs = None,
+    attention_backend: AttentionBackend = None,
+    boundary_ratio: BoundaryRatio = None,
+    flow_shift: FlowShift = None,
+    model_class: ModelClass = None,
+    revision: Revision = None,
     quiet: Quiet = False,
 ) -> None:
-    """Generate with a port and save the result."""
+    """Generate with a port, or with diffusers itself, and save the results."""
     check_dtype(dtype)
-    _check_output(output)
-    extra = _settings(settings or [])
-    pictures = _pictures(image or [])
-    # Importing torch takes seconds; what is wrong with the arguments is said before.
-    from porter.runtime import Omni, OmniDiffusionSamplingParams, PorterRuntimeError
-
-    hush_libraries()
-    with bad_input(PorterRuntimeError):
-        omni = Omni(model=model, models_dir=models_dir, device=device, dtype=dtype)
-    takes = list(omni.parameters)
+    check_output("--output", output)
+    engine = settings(load_format, load_kwargs, call_kwargs, attention_backend, boundary_ratio, flow_shift)
     given: dict[str, Any] = {
+        "negative_prompt": negative_prompt,
         "height": height,
         "width": width,
         "num_frames": frames,
@@ -79,68 +91,106 @@ def run(
         "guidance_scale": guidance_scale,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    texts = {"prompt": prompt, "negative_prompt": negative_prompt}
-    request: dict[str, Any] = {name: text for name, text in texts.items() if text is not None}
-    media = _media(pictures, takes)
-    options = {**{name: f"--{name.replace('_', '-')}" for name in texts}, **COMMON}
-    for name in [*request, *given, *(["generator"] if seed is not None else [])]:
-        if name not in takes:
-            raise Failure(f"{options[name]}: {_name(omni)} takes no {name}; it takes {', '.join(takes)}")
-    for name in extra:
-        if name not in takes:
-            raise Failure(f"--set {name}: {_name(omni)} takes no {name}; it takes {', '.join(takes)}")
-    _check_images(omni, media, extra, takes)
-    if media:
-        request["multi_modal_data"] = media
-    params = OmniDiffusionSamplingParams(**given, seed=seed, extra_args=extra)
+    wanted = from_options(prompt or [], given, _settings(set_ or []), image or [], seed)
+    if batch is not None:
+        if prompt:
+            raise Failure("--prompt: the prompts are in the file that --batch names")
+        wanted = from_file(batch, wanted[0])
+    for item in wanted:
+        check_output(f"{item.where}: output", item.output)
+    # Importing torch takes seconds; what is wrong with the arguments is said before.
+    from porter.runtime import Omni, PorterRuntimeError
+
+    hush_libraries()
+    with bad_input(PorterRuntimeError):
+        omni = Omni(
+            model=model,
+            models_dir=models_dir,
+            device=device,
+            dtype=dtype,
+            model_class_name=model_class,
+            revision=revision,
+            **engine,
+        )
+    silence_pipeline(omni)
+    requests = [to_request(item, omni) for item in wanted]
+    failures = 0
+    with _progress(len(wanted), quiet) as on_step:
+        for number, (item, request) in enumerate(zip(wanted, requests, strict=True)):
+            try:
+                written = _one(
+                    omni, model, item, request, _place(omni, output, item, number, len(wanted)), on_step(number)
+                )
+            except Failure as failure:
+                if len(wanted) == 1:
+                    raise
+                complain(f"{item.where or f'prompt {number + 1}'}: {failure}")
+                failures += 1
+                continue
+            if not quiet:
+                for path in written:
+                    print(path, flush=True)
+    if failures:
+        raise Failure(f"{failures} of {len(wanted)} requests failed")
+
+
+def _one(
+    omni: Any, model: str, wanted: Wanted, request: Any, place: Path, on_step: Callable[..., None] | None
+) -> list[Path]:
+    """Run a request and save its result."""
+    from porter.cli.save import save
+    from porter.runtime import PorterRuntimeError
+    from porter.runtime.entrypoints.rates import fill_rates
+
+    prompt, params = request
     # What a pipeline refuses, it refuses with a ValueError (or a TypeError) of diffusers' own.
     with bad_input(PorterRuntimeError, ValueError, TypeError):
-        [result] = omni.generate(request, params)  # type: ignore[arg-type]
-    from porter.cli.save import kind_of, save
-
-    parameters = {"model": model, "pipeline": _name(omni), **texts, **given, "seed": seed, **extra}
-    parameters = {name: value for name, value in parameters.items() if value is not None}
-    result.fps = result.fps or extra.get("frame_rate") or extra.get("fps") or _default(omni, "frame_rate", "fps")
-    result.audio_sample_rate = result.audio_sample_rate or _sample_rate(omni.pipeline)
-    place = output or Path(DEFAULT_NAMES[kind_of(result)])
+        [result] = omni.generate(prompt, params, on_step=on_step and (lambda _, done, total: on_step(done, total)))
+    fill_rates(result, omni, wanted.arguments)
+    parameters = {"model": model, "pipeline": omni.name, **wanted.arguments, "seed": wanted.seed}
     with bad_input(ValueError, OSError):
-        written = save(result, place, parameters)
-    if not quiet:
-        for path in written:
-            print(path)
+        return save(result, place, {name: value for name, value in parameters.items() if value is not None})
 
 
-def _default(omni: Any, *names: str) -> Any:
-    """The default of the first of these parameters that has one."""
-    defaults = (omni.parameters[name].default for name in names if name in omni.parameters)
-    return next((value for value in defaults if isinstance(value, int | float)), None)
+def _place(omni: Any, output: Path | None, wanted: Wanted, number: int, count: int) -> Path:
+    if wanted.output is not None:
+        return wanted.output
+    place = output or Path(DEFAULT_NAMES[omni.kind])
+    return place if count == 1 else place.with_stem(f"{place.stem}_{number + 1:0{len(str(count))}d}")
 
 
-def _sample_rate(pipeline: Any) -> int | None:
-    """Samples per second of a pipeline's sound, where the pipeline or a component's config states it."""
-    owners = [pipeline]
-    owners += [getattr(getattr(pipeline, name, None), "config", None) for name in ("vocoder", "audio_vae", "vae")]
-    for owner in owners:
-        for name in ("output_sampling_rate", "sampling_rate", "sample_rate"):
-            if isinstance(rate := getattr(owner, name, None), int):
-                return rate
-    return None
+@contextlib.contextmanager
+def _progress(count: int, quiet: bool) -> Iterator[Callable[[int], Callable[[int, int | None], None] | None]]:
+    """A bar on stderr that counts the steps of each request, if stderr is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda number: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+
+        def start(number: int) -> Callable[[int, int | None], None]:
+            for task in list(bar.task_ids):
+                bar.remove_task(task)
+            task = bar.add_task(f"request {number + 1} of {count}, steps" if count > 1 else "steps", total=None)
+            return lambda done, total: bar.update(task, completed=done, total=total)
+
+        yield start
 
 
-def _name(omni: Any) -> str:
-    return type(omni.pipeline).__name__
-
-
-def _check_output(output: Path | None) -> None:
+def check_output(option: str, output: Path | None) -> None:
+    """Refuse an output file that cannot be written, before anything is loaded."""
     if output is None:
         return
     if output.suffix.lower() not in OUTPUT_SUFFIXES:
-        raise Failure(f"--output {output}: name a file in {', '.join(OUTPUT_SUFFIXES)}")
+        raise Failure(f"{option} {output}: name a file in {', '.join(OUTPUT_SUFFIXES)}")
     folder = output.absolute().parent
     if not folder.is_dir():
-        raise Failure(f"--output {output}: {folder} is no folder")
+        raise Failure(f"{option} {output}: {folder} is no folder")
     if output.is_dir() or not os.access(folder, os.W_OK):
-        raise Failure(f"--output {output}: cannot be written")
+        raise Failure(f"{option} {output}: cannot be written")
 
 
 def _settings(settings: list[str]) -> dict[str, Any]:
@@ -156,39 +206,3 @@ def _settings(settings: list[str]) -> dict[str, Any]:
         except json.JSONDecodeError as error:
             raise Failure(f"--set {name}: {text!r} is not JSON ({error.msg}); a string needs its quotes") from error
     return found
-
-
-def _pictures(images: list[str]) -> list[tuple[str, Image]]:
-    """(parameter or "", picture) of each ``--image``."""
-    import PIL.Image
-
-    found = []
-    for item in images:
-        name, equals, file = item.partition("=")
-        if not equals or not name.isidentifier() or Path(item).exists():
-            name, file = "", item
-        try:
-            with PIL.Image.open(file) as picture:
-                found.append((name, picture.convert(picture.mode if picture.mode in ("L", "RGB", "RGBA") else "RGB")))
-        except FileNotFoundError:
-            raise Failure(f"--image {item}: no such file") from None
-        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-            raise Failure(f"--image {item}: not a picture that can be read ({error})") from error
-    return found
-
-
-def _media(pictures: list[tuple[str, Image]], takes: list[str]) -> dict[str, Any]:
-    first = next((name for name in takes if name in ("image", "images")), None)
-    first = first or next((name for name in takes if name.endswith(("_image", "_images"))), None)
-    found: dict[str, list[Image]] = {}
-    for name, picture in pictures:
-        if (name or first) not in takes:
-            raise Failure(f"--image: the pipeline takes no {name or 'picture'}; it takes {', '.join(takes)}")
-        found.setdefault(name or str(first), []).append(picture)
-    return {name: items[0] if len(items) == 1 else items for name, items in found.items()}
-
-
-def _check_images(omni: Any, media: dict[str, Any], extra: dict[str, Any], takes: list[str]) -> None:
-    """An editing pipeline without a picture fails somewhere deep inside; say it here."""
-    if getattr(omni.pipeline, "support_image_input", False) and "image" in takes and not media and not extra:
-        raise Failure(f"--image: {_name(omni)} works on a picture")

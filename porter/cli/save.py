@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import struct
 import wave
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -37,12 +39,12 @@ def save(result: Any, path: Path, parameters: Mapping[str, Any]) -> list[Path]:
     writers: dict[str, Callable[[], list[Path]]] = {
         "image": lambda: _each(path, images(result.images), lambda image, to: _write_image(image, to, parameters)),
         "video": lambda: _videos(result, path, parameters),
-        "audio": lambda: _sounds(result, path),
+        "audio": lambda: _sounds(result, path, parameters),
     }
     return writers[kind]()
 
 
-def _each(path: Path, items: list[Any], write: Callable[[Any, Path], None]) -> list[Path]:
+def _each(path: Path, items: list[Any], write: Callable[[Any, Path], object]) -> list[Path]:
     places = [path] if len(items) == 1 else [path.with_stem(f"{path.stem}_{n}") for n in range(1, len(items) + 1)]
     for item, place in zip(items, places, strict=True):
         write(item, place)
@@ -102,7 +104,7 @@ def _videos(result: Any, path: Path, parameters: Mapping[str, Any]) -> list[Path
     batch = list(frames) if nested else [frames]
     if not nested and not isinstance(frames, list | tuple):
         batch = list(as_array(frames)) if as_array(frames).ndim == 5 else [frames]
-    sounds = _channels(result.audios) if result.audios is not None else []
+    sounds = channels(result.audios) if result.audios is not None else []
     rate = result.audio_sample_rate or DEFAULT_SAMPLE_RATE
     pairs = [(video, sounds[n] if n < len(sounds) else None) for n, video in enumerate(batch)]
     fps = result.fps or DEFAULT_FPS
@@ -135,12 +137,14 @@ def _write_video(
             container.mux(voice.encode())
 
 
-def _sounds(result: Any, path: Path) -> list[Path]:
+def _sounds(result: Any, path: Path, parameters: Mapping[str, Any]) -> list[Path]:
     rate = result.audio_sample_rate or DEFAULT_SAMPLE_RATE
-    return _each(path, _channels(result.audios), lambda samples, to: _write_sound(samples, rate, to))
+    return _each(
+        path, channels(result.audios), lambda samples, to: to.write_bytes(wav_bytes(samples, rate, parameters))
+    )
 
 
-def _channels(value: Any) -> list[np.ndarray]:
+def channels(value: Any) -> list[np.ndarray]:
     """One array of channels × samples for each sound."""
     array = as_array(value)
     if array.ndim == 1:
@@ -150,9 +154,24 @@ def _channels(value: Any) -> list[np.ndarray]:
     return list(array.reshape(-1, *array.shape[-2:]))
 
 
-def _write_sound(samples: np.ndarray, rate: int, path: Path) -> None:
-    with wave.open(str(path), "wb") as file:
+def wav_bytes(samples: np.ndarray, rate: int, parameters: Mapping[str, Any] | None = None) -> bytes:
+    """Channels × samples in -1…1 as a WAV file of 16 bits, with the parameters as its comment."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
         file.setnchannels(samples.shape[0])
         file.setsampwidth(2)
         file.setframerate(rate)
-        file.writeframes((samples.T.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
+        file.writeframes(pcm_bytes(samples))
+    data = buffer.getvalue()
+    if not parameters:
+        return data
+    text = json.dumps(dict(parameters), ensure_ascii=False, sort_keys=True).encode() + b"\0"
+    text += b"\0" * (len(text) % 2)
+    info = b"INFOICMT" + struct.pack("<I", len(text)) + text
+    data += b"LIST" + struct.pack("<I", len(info)) + info
+    return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+
+
+def pcm_bytes(samples: np.ndarray) -> bytes:
+    """Channels × samples in -1…1 as interleaved little-endian numbers of 16 bits."""
+    return (samples.T.clip(-1, 1) * 32767).round().astype("<i2").tobytes()

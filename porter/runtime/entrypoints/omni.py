@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import inspect
 import os
 import resource
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +18,16 @@ from torch import nn
 
 from porter.runtime.diffusion.data import AttentionConfig, DiffusionOutput, OmniDiffusionConfig
 from porter.runtime.diffusion.distributed.utils import default_device, set_local_device
-from porter.runtime.diffusion.model_loader.diffusers_loader import DiffusersPipelineLoader
-from porter.runtime.diffusion.models.interface import supports_step_execution
-from porter.runtime.diffusion.registry import ModelRegistry, ProcessFunc
 from porter.runtime.diffusion.request import OmniDiffusionRequest
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
+from porter.runtime.entrypoints.load import checked_settings, load_model
+from porter.runtime.entrypoints.steps import OnStep, watched_steps
 from porter.runtime.errors import ConfigError, RequestError
 from porter.runtime.inputs.data import OmniDiffusionSamplingParams, OmniPromptType, copy_containers
 from porter.runtime.inputs.media import decode_media
 from porter.runtime.outputs import OmniRequestOutput
 
 SamplingParams = OmniDiffusionSamplingParams | None
-
-
-@dataclasses.dataclass(frozen=True)
-class _LoadedModel:
-    """A pipeline ready to run, with its hooks."""
-
-    pipeline: nn.Module
-    pre_process: ProcessFunc | None
-    post_process: ProcessFunc | None
 
 
 class Omni:
@@ -48,7 +38,8 @@ class Omni:
         models_dir: folder of ports, as ``porter convert -o`` writes it; None: the committed ports.
         device: where to run; None: the accelerator if there is one, else the CPU.
         dtype: of the weights; None: bfloat16 on an accelerator, float32 on the CPU.
-        diffusion_load_format: ``"default"``: the port.
+        diffusion_load_format: ``"default"``: the port; ``"diffusers"``: the pipeline of diffusers as it is, with
+            ``diffusers_load_kwargs`` for its ``from_pretrained`` and ``diffusers_call_kwargs`` for its calls.
         model_class_name: the pipeline class, if not the one that ``model_index.json`` names.
         attention_backend: TORCH_SDPA, FLASH_ATTN or SAGE_ATTN; None or ``"auto"``: the best one that can run.
         revision: of a hub model.
@@ -83,15 +74,9 @@ class Omni:
             dtype=dtype,
             diffusion_load_format=diffusion_load_format,
             revision=revision,
-            **od_config,
+            **checked_settings(od_config, diffusion_load_format, model, model_class_name, models_dir),
         )
-        load = _LOAD_FORMATS.get(diffusion_load_format)
-        if load is None:
-            raise ConfigError(
-                f"diffusion_load_format {diffusion_load_format!r} is not available yet; "
-                f"there is {', '.join(map(repr, _LOAD_FORMATS))}"
-            )
-        self._loaded = load(self.od_config, self.device, models_dir)
+        self._loaded = load_model(self.od_config, self.device, models_dir)
 
     @property
     def pipeline(self) -> nn.Module:
@@ -99,17 +84,25 @@ class Omni:
         return self._loaded.pipeline
 
     @property
-    def parameters(self) -> dict[str, inspect.Parameter]:
-        """What a request may give the pipeline, by diffusers' names, with diffusers' defaults."""
-        pipeline: Any = self.pipeline
-        function = pipeline.prepare_encode if supports_step_execution(pipeline) else pipeline.forward
-        found = inspect.signature(function).parameters
-        return {name: parameter for name, parameter in found.items() if name not in ("req", "state")}
+    def name(self) -> str:
+        """The pipeline's class, as diffusers calls it."""
+        return self._loaded.name
+
+    @property
+    def kind(self) -> str:
+        """What the pipeline makes: ``image``, ``video`` or ``audio``."""
+        return self._loaded.kind
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The arguments of the pipeline's call, by the names of diffusers."""
+        return self._loaded.parameters
 
     def generate(
         self,
         prompts: OmniPromptType | Sequence[OmniPromptType],
         sampling_params: SamplingParams | Sequence[OmniDiffusionSamplingParams] = None,
+        on_step: Callable[[int, int, int | None], None] | None = None,
     ) -> list[OmniRequestOutput]:
         """Run one request per prompt, one after the other.
 
@@ -120,6 +113,8 @@ class Omni:
         Args:
             prompts: what to make.
             sampling_params: for all requests, or one per request; None: the pipeline's defaults.
+            on_step: called after each denoising step with the number of the request, the steps done, and the steps to
+                do where that is known.
 
         Returns:
             One result per request.
@@ -128,8 +123,10 @@ class Omni:
             RequestError: a prompt or sampling parameter of the wrong type, or one the pipeline refuses.
         """
         requests = self._requests(prompts, sampling_params)
-        with torch.no_grad(), set_local_device(self.device):
-            return [self._run(request, original) for request, original in requests]
+        return [
+            self.run(request, original, on_step and functools.partial(on_step, number))
+            for number, (request, original) in enumerate(requests)
+        ]
 
     def _requests(self, prompts: Any, sampling_params: Any) -> list[tuple[OmniDiffusionRequest, OmniPromptType]]:
         prompt_list = list(prompts) if isinstance(prompts, (list, tuple)) else [prompts]
@@ -144,37 +141,58 @@ class Omni:
                 raise RequestError(f"{len(params_list)} sampling parameters for {len(prompt_list)} prompts")
         else:
             params_list = [sampling_params or OmniDiffusionSamplingParams()] * len(prompt_list)
-        return [
-            (_request(prompt, _checked(params).clone()), prompt)
-            for prompt, params in zip(prompt_list, params_list, strict=True)
-        ]
+        return [(make_request(prompt, params), prompt) for prompt, params in zip(prompt_list, params_list, strict=True)]
 
-    def _run(self, request: OmniDiffusionRequest, original: OmniPromptType) -> OmniRequestOutput:
-        model = self._loaded
-        with _peak_memory(self.device) as peak:
-            try:
-                if model.pre_process is not None:
-                    request = model.pre_process(request)
-                self._seed(request.sampling_params)
-                output = model.pipeline.forward(DiffusionRequestBatch([request]))
-            except ValueError as error:  # how diffusers says that it does not take an input
-                raise RequestError(str(error)) from error
+    def run(
+        self, request: OmniDiffusionRequest, original: OmniPromptType | None = None, on_step: OnStep | None = None
+    ) -> OmniRequestOutput:
+        """Run one request, which this changes; what ``on_step`` raises ends it.
+
+        Raises:
+            RequestError: the pipeline refuses it.
+        """
+        pipeline = self._loaded.pipeline
+        with self.active(), _peak_memory(self.device) as peak:
+            with refusals(), watched_steps(getattr(pipeline, "pipeline", pipeline), on_step):
+                request = self.prepare(request)
+                output = pipeline.forward(DiffusionRequestBatch([request]))
             if isinstance(output, list) and len(output) == 1:
                 output = output[0]
-            if not isinstance(output, DiffusionOutput):
-                raise TypeError(f"{type(model.pipeline).__name__}.forward returned {type(output).__name__}")
-            if output.error is not None:
-                raise RuntimeError(f"request {request.request_id} failed: {output.error}")
-            processed = self._post_process(request, output)
+            result = self.finish(request, output, original)
+        result.peak_memory_mb = result.peak_memory_mb or peak[0]
+        return result
+
+    def prepare(self, request: OmniDiffusionRequest) -> OmniDiffusionRequest:
+        """Pre-process a request and give it its generator; the part before ``forward``."""
+        if self._loaded.pre_process is not None:
+            request = self._loaded.pre_process(request)
+        self._seed(request.sampling_params)
+        return request
+
+    def finish(
+        self, request: OmniDiffusionRequest, output: Any, original: OmniPromptType | None = None
+    ) -> OmniRequestOutput:
+        """Post-process what a pipeline returned; the part after ``forward``."""
+        pipeline = self._loaded.pipeline
+        if not isinstance(output, DiffusionOutput):
+            raise TypeError(f"{type(pipeline).__name__}.forward returned {type(output).__name__}")
+        if output.error is not None:
+            raise RuntimeError(f"request {request.request_id} failed: {output.error}")
         result = OmniRequestOutput(
             request_id=request.request_id,
-            prompt=original,
+            prompt=request.prompt if original is None else original,
             output=output.output,
-            stage_durations=dict(output.stage_durations or getattr(model.pipeline, "stage_durations", {})),
-            peak_memory_mb=output.peak_memory_mb or peak[0],
+            stage_durations=dict(output.stage_durations or getattr(pipeline, "stage_durations", {})),
+            peak_memory_mb=output.peak_memory_mb,
         )
-        result.set_media(processed)
+        result.set_media(self._post_process(request, output))
         return result
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """What a pipeline runs in: its device, and no gradients."""
+        with torch.no_grad(), set_local_device(self.device):
+            yield
 
     def _seed(self, params: OmniDiffusionSamplingParams) -> None:
         if params.generator is None and params.seed is not None:
@@ -182,7 +200,7 @@ class Omni:
             params.generator = torch.Generator(device=device).manual_seed(params.seed)
 
     def _post_process(self, request: OmniDiffusionRequest, output: DiffusionOutput) -> Any:
-        hook = self._loaded.post_process
+        hook = output.post_process_func or self._loaded.post_process
         if hook is None:
             return output.output
         offered = {
@@ -194,7 +212,8 @@ class Omni:
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
         arguments = {name: value for name, value in offered.items() if takes_any or name in accepted}
         # A hook that cannot see the output type would decode latents as if they were a picture.
-        if request.sampling_params.output_type == "latent" and "sampling_params" not in arguments:
+        latent = request.sampling_params.output_type == "latent"
+        if latent and "sampling_params" not in arguments and output.post_process_func is None:
             return output.output
         return hook(output.output, **arguments)
 
@@ -210,14 +229,35 @@ def _device(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def _request(prompt: Any, params: OmniDiffusionSamplingParams) -> OmniDiffusionRequest:
+def make_request(
+    prompt: Any, params: OmniDiffusionSamplingParams, request_id: str | None = None
+) -> OmniDiffusionRequest:
+    """A request of its own from a caller's prompt and sampling parameters, with its pictures decoded.
+
+    Raises:
+        RequestError: they are of the wrong type, or a picture cannot be read.
+    """
+    params = _checked(params).clone()
     prompt = copy_containers(prompt)
     if isinstance(prompt, dict):
         if prompt.get("multi_modal_data") is not None:
             prompt["multi_modal_data"] = decode_media(prompt["multi_modal_data"])
         if "output_type" in prompt:  # the post-processing hook sees the sampling parameters only
             params.extra_args["output_type"] = prompt["output_type"]
-    return OmniDiffusionRequest(prompt=prompt, sampling_params=params, request_id=f"req-{uuid.uuid4().hex[:12]}")
+    return OmniDiffusionRequest(
+        prompt=prompt, sampling_params=params, request_id=request_id or f"req-{uuid.uuid4().hex[:12]}"
+    )
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """A ValueError is how diffusers says that it does not take an input."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except ValueError as error:
+        raise RequestError(str(error)) from error
 
 
 def _checked(params: Any) -> OmniDiffusionSamplingParams:
@@ -227,23 +267,6 @@ def _checked(params: Any) -> OmniDiffusionSamplingParams:
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise RequestError(f"num_outputs_per_prompt must be a positive integer, got {count!r}")
     return params
-
-
-def _load_port(od_config: OmniDiffusionConfig, device: torch.device, models_dir: str | Path | None) -> _LoadedModel:
-    od_config.enrich_config()
-    assert od_config.model_class_name is not None
-    port = ModelRegistry(models_dir).load(od_config.model_class_name)
-    # Hooks first: they are cheap to build, so what is wrong with them shows before the weights are read.
-    pre = port.pre_process_factory(od_config) if port.pre_process_factory else None
-    post = port.post_process_factory(od_config) if port.post_process_factory else None
-    pipeline = DiffusersPipelineLoader(od_config).load_model(port.pipeline_cls, device)
-    return _LoadedModel(pipeline, pre, post)
-
-
-# One entry per way of loading a model; a new way needs an entry here and nothing else.
-_LOAD_FORMATS: dict[str, Callable[[OmniDiffusionConfig, torch.device, str | Path | None], _LoadedModel]] = {
-    "default": _load_port,
-}
 
 
 @contextlib.contextmanager

@@ -1,0 +1,23 @@
+"""What tests of several folders need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Checkpoint folders of tiny pipelines by name, each built once."""
+    from porter.parity import checkpoint
+
+    root, built = tmp_path_factory.mktemp("checkpoints"), {}
+
+    def build(name: str) -> Path:
+        if name not in built:
+            built[name] = checkpoint.build(name, root / name)
+        return built[name]
+
+    return build
