@@ -40,6 +40,7 @@ class Port:
         files: what was written, relative to the output folder (absolute texts are on disk).
         residue: what no rule translated, with file, line and reason.
         features: what the port supports, by name.
+        plans: what a feature was derived as, by name: a proof counts for one plan (``facts/evidence.py``).
         dropped: arguments and features of the original that it does not have.
         texts: the files, unformatted.
         built: files with the history of their definitions, where the converter records it.
@@ -51,6 +52,7 @@ class Port:
     files: list[str] = field(default_factory=list)
     residue: list[Residue] = field(default_factory=list)
     features: dict[str, str] = field(default_factory=dict)
+    plans: dict[str, str] = field(default_factory=dict, repr=False)
     dropped: list[str] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict, repr=False)
     built: dict[str, PortedFile] = field(default_factory=dict, repr=False)
@@ -118,6 +120,7 @@ class Converter:
             port.stem, facts, rewriter.post_process, self.tree, self.target
         )
         port.features = _features(port, rewriter) | facts.parallel
+        port.plans = rewriter.plans
         port.files = sorted(port.texts)
         check_texts(port.texts)
         return port
@@ -194,8 +197,6 @@ def _features(port: Port, rewriter: PipelineRewriter) -> dict[str, str]:
         "regional_compile": "untested" if "_repeated_blocks" in texts else "no",
         "layerwise_offload": "untested" if "_layerwise_offload_blocks_attrs" in texts else "no",
         "hsdp": "untested" if "_hsdp_shard_conditions" in texts else "no",
-        "cfg_parallel": "not applicable",
-        "step_execution": "refused",
         **rewriter.features,
     }
 

@@ -165,6 +165,7 @@ class AceStepPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
             {
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "refused: it has no attention layer of the engine",
+                "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )
         self.od_config = od_config

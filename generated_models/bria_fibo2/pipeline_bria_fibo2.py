@@ -425,7 +425,9 @@ class BriaFibo2Pipeline(
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
         refuse_parallelism(
-            od_config, "BriaFibo2Pipeline", {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"}
+            od_config,
+            "BriaFibo2Pipeline",
+            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -158,7 +158,7 @@ class CogView3PlusPipeline(
         refuse_parallelism(
             od_config,
             "CogView3PlusPipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
         )
         self.od_config = od_config
         self.device = get_local_device()

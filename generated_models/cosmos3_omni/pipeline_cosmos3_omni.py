@@ -884,7 +884,7 @@ class Cosmos3OmniPipeline(
         refuse_parallelism(
             od_config,
             "Cosmos3OmniPipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
         )
         self.od_config = od_config
         self.device = get_local_device()

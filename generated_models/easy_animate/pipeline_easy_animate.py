@@ -184,7 +184,7 @@ class EasyAnimatePipeline(
         refuse_parallelism(
             od_config,
             "EasyAnimatePipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -232,7 +232,13 @@ class FluxPipeline(
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
         refuse_parallelism(
-            od_config, "FluxPipeline", {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"}
+            od_config,
+            "FluxPipeline",
+            {
+                "tensor_parallel_size": "verified",
+                "sequence_parallel_size": "verified",
+                "cfg_parallel_size": "verified",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -335,7 +335,13 @@ class Flux2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Dif
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
         refuse_parallelism(
-            od_config, "Flux2Pipeline", {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"}
+            od_config,
+            "Flux2Pipeline",
+            {
+                "tensor_parallel_size": "verified",
+                "sequence_parallel_size": "verified",
+                "cfg_parallel_size": "not applicable: the model is told its guidance and predicts once",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()

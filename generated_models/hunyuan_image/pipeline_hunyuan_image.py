@@ -201,7 +201,11 @@ class HunyuanImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
         refuse_parallelism(
             od_config,
             "HunyuanImagePipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+            {
+                "tensor_parallel_size": "verified",
+                "sequence_parallel_size": "verified",
+                "cfg_parallel_size": "refused: guidance has a form of its own",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()

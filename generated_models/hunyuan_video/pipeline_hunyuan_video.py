@@ -180,7 +180,7 @@ class HunyuanVideoPipeline(
         refuse_parallelism(
             od_config,
             "HunyuanVideoPipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -199,7 +199,11 @@ class HunyuanVideo15Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDisco
         refuse_parallelism(
             od_config,
             "HunyuanVideo15Pipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+            {
+                "tensor_parallel_size": "verified",
+                "sequence_parallel_size": "verified",
+                "cfg_parallel_size": "refused: guidance has a form of its own",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()

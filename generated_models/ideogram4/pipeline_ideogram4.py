@@ -190,7 +190,13 @@ class Ideogram4Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery,
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = "") -> None:
         super().__init__()
         refuse_parallelism(
-            od_config, "Ideogram4Pipeline", {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"}
+            od_config,
+            "Ideogram4Pipeline",
+            {
+                "tensor_parallel_size": "verified",
+                "sequence_parallel_size": "verified",
+                "cfg_parallel_size": "refused: guidance has a form of its own",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()

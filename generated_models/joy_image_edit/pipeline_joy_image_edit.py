@@ -130,7 +130,7 @@ class JoyImageEditPipeline(
         refuse_parallelism(
             od_config,
             "JoyImageEditPipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
         )
         self.od_config = od_config
         self.device = get_local_device()

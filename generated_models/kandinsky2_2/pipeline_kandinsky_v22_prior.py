@@ -79,7 +79,7 @@ class KandinskyV22PriorPipeline(
         refuse_parallelism(
             od_config,
             "KandinskyV22PriorPipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -143,7 +143,7 @@ class Kandinsky5I2IPipeline(
         refuse_parallelism(
             od_config,
             "Kandinsky5I2IPipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -1457,6 +1457,7 @@ class Kandinsky6SRPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
             {
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "refused: it has no attention layer of the engine",
+                "cfg_parallel_size": "not applicable: without guidance",
             },
         )
         self.od_config = od_config

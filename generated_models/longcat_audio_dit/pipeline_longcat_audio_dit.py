@@ -109,7 +109,7 @@ class LongCatAudioDiTPipeline(
         refuse_parallelism(
             od_config,
             "LongCatAudioDiTPipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -170,6 +170,7 @@ class Lumina2Pipeline(
             {
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "refused: it has no attention layer of the engine",
+                "cfg_parallel_size": "derived",
             },
         )
         self.od_config = od_config

@@ -185,6 +185,7 @@ class LuminaPipeline(
             {
                 "tensor_parallel_size": "refused: no projection can be split: its output leaves the module split",
                 "sequence_parallel_size": "refused: it has no attention layer of the engine",
+                "cfg_parallel_size": "derived",
             },
         )
         self.od_config = od_config

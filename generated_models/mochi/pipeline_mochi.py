@@ -182,7 +182,9 @@ class MochiPipeline(
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
         refuse_parallelism(
-            od_config, "MochiPipeline", {"tensor_parallel_size": "derived", "sequence_parallel_size": "verified"}
+            od_config,
+            "MochiPipeline",
+            {"tensor_parallel_size": "derived", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -176,7 +176,7 @@ class NucleusMoEImagePipeline(
         refuse_parallelism(
             od_config,
             "NucleusMoEImagePipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -202,7 +202,11 @@ class QwenImageEditPipeline(
         refuse_parallelism(
             od_config,
             "QwenImageEditPipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+            {
+                "tensor_parallel_size": "verified",
+                "sequence_parallel_size": "verified",
+                "cfg_parallel_size": "verified",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -1771,7 +1771,7 @@ class QwenImage21Pipeline(
         refuse_parallelism(
             od_config,
             "QwenImage21Pipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -1108,7 +1108,11 @@ class RFD4ProteinaPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
         refuse_parallelism(
             od_config,
             "RFD4ProteinaPipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+            {
+                "tensor_parallel_size": "verified",
+                "sequence_parallel_size": "verified",
+                "cfg_parallel_size": "not applicable: without guidance",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()

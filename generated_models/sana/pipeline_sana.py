@@ -193,7 +193,7 @@ class SanaPipeline(
     def __init__(
         self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
-        refuse_parallelism(od_config, "SanaPipeline", {'tensor_parallel_size': 'verified', 'sequence_parallel_size': 'verified'})
+        refuse_parallelism(od_config, "SanaPipeline", {'tensor_parallel_size': 'verified', 'sequence_parallel_size': 'verified', 'cfg_parallel_size': 'derived'})
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

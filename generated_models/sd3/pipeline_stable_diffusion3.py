@@ -200,7 +200,7 @@ class StableDiffusion3Pipeline(
         refuse_parallelism(
             od_config,
             "StableDiffusion3Pipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -165,7 +165,9 @@ class SkyReelsV2Pipeline(
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
         refuse_parallelism(
-            od_config, "SkyReelsV2Pipeline", {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"}
+            od_config,
+            "SkyReelsV2Pipeline",
+            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -174,7 +174,7 @@ class StableAudio3Pipeline(
         refuse_parallelism(
             od_config,
             "StableAudio3Pipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"},
+            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -150,7 +150,13 @@ class ZImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Di
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
         refuse_parallelism(
-            od_config, "ZImagePipeline", {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified"}
+            od_config,
+            "ZImagePipeline",
+            {
+                "tensor_parallel_size": "verified",
+                "sequence_parallel_size": "verified",
+                "cfg_parallel_size": "refused: guidance has a form of its own",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -20,7 +20,7 @@ def proven(monkeypatch: pytest.MonkeyPatch) -> None:
         "A": {"tensor_parallel": {"passed": True, "fingerprint": "1"}},
         "B": {"tensor_parallel": {"passed": False}},
     }
-    monkeypatch.setattr(evidence, "_evidence", lambda: found)
+    monkeypatch.setattr(evidence, "_evidence", lambda kind: found)
 
 
 def test_a_proof_holds_for_the_plan_it_was_made_with(proven):

@@ -38,18 +38,18 @@ def fingerprint(plan: Any) -> str:
 
 
 @cache
-def _evidence() -> dict[str, dict[str, Any]]:
+def _evidence(kind: str) -> dict[str, dict[str, Any]]:
     if not EVIDENCE.is_file():
         return {}
-    found: dict[str, dict[str, Any]] = json.loads(EVIDENCE.read_text("utf-8"))["models"]
+    found: dict[str, dict[str, Any]] = json.loads(EVIDENCE.read_text("utf-8")).get(kind, {})
     return found
 
 
-def state(model: str, name: str, feature: Feature) -> str:
-    """``verified``, ``derived``, or why not, for one feature of a model class."""
+def state(owner: str, name: str, feature: Feature, kind: str = "models") -> str:
+    """``verified``, ``derived``, or why not, for one feature of a class, of a model or of a pipeline (``kind``)."""
     if feature.state != DERIVED:
         return f"{feature.state}: {feature.reason}"
-    proof = _evidence().get(model, {}).get(name, {})
+    proof = _evidence(kind).get(owner, {}).get(name, {})
     return VERIFIED if proof.get("passed") and proof.get("fingerprint") == feature.fingerprint else DERIVED
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import socket
 import sys
 import uuid
@@ -27,7 +28,10 @@ class OneWorker:
         checkpoint: folder in the layout of diffusers.
         dtype: of the weights, as torch names it.
         model_class_name: pipeline class; None: the one that ``model_index.json`` names.
-        step_execution: requests are run a step at a time, so many of them at once.
+        step_execution: requests are run a step at a time, so many of them at once; 0: whole.
+        rank: number of this process among those that share the model.
+        parallel: sizes of vllm_omni's ``DiffusionParallelConfig``; their product is the number of processes.
+        port: where the processes meet.
 
     Raises:
         EngineMissing: vllm-omni is not installed.
@@ -40,9 +44,12 @@ class OneWorker:
         dtype: str = "float32",
         model_class_name: str | None = None,
         step_execution: int = 0,
+        rank: int = 0,
+        parallel: dict[str, int] | None = None,
+        port: int | None = None,
     ) -> None:
         require_engine()
-        from vllm_omni.diffusion.data import OmniDiffusionConfig
+        from vllm_omni.diffusion.data import DiffusionParallelConfig, OmniDiffusionConfig
         from vllm_omni.diffusion.registry import get_diffusion_post_process_func, get_diffusion_pre_process_func
         from vllm_omni.platforms import current_omni_platform
         from vllm_omni.plugins import load_omni_general_plugins
@@ -52,9 +59,10 @@ class OneWorker:
             model=str(checkpoint),
             model_class_name=model_class_name,
             dtype=getattr(torch, dtype),
-            num_gpus=1,
+            num_gpus=math.prod((parallel or {}).values()),
+            parallel_config=DiffusionParallelConfig(**(parallel or {})),
             enforce_eager=True,
-            master_port=_free_port(),
+            master_port=port or _free_port(),
             step_execution=step_execution > 0,
             max_num_seqs=max(step_execution, 1),
         )
@@ -65,7 +73,7 @@ class OneWorker:
         self._post_process = get_diffusion_post_process_func(config)
         worker_class = _resolve(current_omni_platform.get_diffusion_worker_cls())
         with _own_streams():
-            self._worker = worker_class(local_rank=0, rank=0, od_config=config)
+            self._worker = worker_class(local_rank=rank, rank=rank, od_config=config)
         self.pipeline: Any = self._worker.model_runner.pipeline
 
     def run(self, prompt: Any, params: Any) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import libcst as cst
 
+from porter.facts.evidence import DERIVED, NOT_APPLICABLE, Feature, fingerprint, state
 from porter.facts.pipeline import PipelineFacts
 from porter.rules.build import parsed
 from porter.rules.engine import SUPPORT, Context, Rule, bare, code, names_in, statements, walk
@@ -42,6 +43,7 @@ class PipelineRewriter:
         self.post_process = PostProcess()
         self.pre_process: PreProcess | None = None
         self.features: dict[str, str] = {}
+        self.plans: dict[str, str] = {}
 
     def __call__(self, definition: Definition, ctx: Context) -> Any:
         node = parsed(definition)
@@ -97,18 +99,26 @@ class PipelineRewriter:
         record(PostProcessHook.name)
         for component, reason in self.facts.kept.items():
             ctx.report(definition.first_line, f"{component} stays diffusers' own model: {reason}")
-        ported["__init__"] = [PipelineConstructor(self.facts).apply(ctx, init)]
-        record(PipelineConstructor.name)
         attributes = request_attributes(ported, [c.name for c in self.facts.components])
         forward = Forward(self.facts).apply(ctx, call)
         ported["__call__"] = [forward]
         record(Forward.name)
         [forward, *guidance] = GuidedPrediction(self.facts).apply(ctx, forward)
-        self.features = ctx.features
+        ported["__call__"] = [forward]
+        if ctx.recorder is not None:
+            ctx.record(GuidedPrediction.name, _followed(_with_functions(node, ported), forward, guidance))
+        forwards = StepExecution(self.facts).apply(ctx, forward)
+        if ctx.recorder is not None:
+            after = [*forwards[1:], *guidance]
+            ported["__call__"] = [forwards[0]]
+            ctx.record(StepExecution.name, _followed(_with_functions(node, ported), forwards[0], after))
+        self._prove(ctx, guidance, forwards)
+        ported["__init__"] = [PipelineConstructor(self.facts).apply(ctx, init)]
+        if ctx.recorder is not None:
+            ctx.record(PipelineConstructor.name, _followed(_with_functions(node, ported), forwards[0], after))
         kept = [s for s in node.body.body if not isinstance(s, cst.FunctionDef) and not _is_class_machinery(s)]
         [constructor] = ported.pop("__init__")
         del ported["__call__"]
-        forwards = StepExecution(self.facts).apply(ctx, forward)
         head = statements(self._attributes(attributes if len(forwards) > 1 else None))
         rest = [function for functions in ported.values() for function in functions]
         body = [*kept, *head, constructor, *rest, *forwards, *guidance, *self._load_weights(ctx)]
@@ -118,6 +128,18 @@ class PipelineRewriter:
         )
         ctx.record("port-class", node)
         return node
+
+    def _prove(self, ctx: Context, guidance: list[Any], forwards: list[Any]) -> None:
+        """What evidence says about what was derived: a proof counts for the plan that it was made with."""
+        held = [sorted(set(re.findall(r'state\.extra(?:\[|\.get\()"(\w+)', code(function)))) for function in forwards]
+        plans = {"cfg_parallel": [code(function) for function in guidance], "step_execution": held}
+        for name, plan in plans.items():
+            found = ctx.features.get(name, f"{NOT_APPLICABLE}: nothing predicts")
+            if found == DERIVED:
+                found = state(self.facts.name, name, Feature(DERIVED, fingerprint=fingerprint(plan)), "pipelines")
+                self.plans[name] = fingerprint(plan)
+            self.features[name] = found
+        self.facts.parallel["cfg_parallel"] = self.features["cfg_parallel"]
 
     def _bases(self, ctx: Context, node: cst.ClassDef, guided: bool) -> list[cst.Arg]:
         ctx.imports["nn"] = ("torch", "nn")
@@ -187,6 +209,12 @@ def _with_functions(node: cst.ClassDef, functions: dict[str, list[Any]], without
             elif without_others:
                 continue
         body.append(item)
+    return node.with_changes(body=node.body.with_changes(body=body))
+
+
+def _followed(node: cst.ClassDef, function: Any, others: list[Any]) -> cst.ClassDef:
+    """The class with other functions behind one of its own."""
+    body = [part for item in node.body.body for part in ([item, *others] if item is function else [item])]
     return node.with_changes(body=node.body.with_changes(body=body))
 
 

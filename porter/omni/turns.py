@@ -1,0 +1,156 @@
+"""Pipelines of ports in vLLM-Omni's worker: whole, step by step with others, and guided on two ranks.
+
+    python -m porter.omni.turns WORK --mode one|cfg [--rank R --port P]
+
+``WORK/jobs.json`` names the pipelines, ``WORK/ports`` holds them. ``one`` runs a request whole and two requests of
+different step counts in turns, compares them, and keeps the first result in ``WORK``; ``cfg``, started once for each of
+two ranks, runs the same request there with its guidance on both. ``WORK/<mode>.<rank>.jsonl`` says how each went.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STEPS = ("num_inference_steps", "prior_num_inference_steps")
+SCALES = ("guidance_scale", "true_cfg_scale")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--mode", choices=["one", "cfg"], default="one")
+    parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--port", type=int, default=29556)
+    args = parser.parse_args()
+    from porter import omni
+
+    omni.start()
+    torch.set_num_threads(1)
+    jobs = json.loads((args.work / "jobs.json").read_text())
+    with (args.work / f"{args.mode}.{args.rank}.jsonl").open("a") as log:
+        for number, name in enumerate(jobs):
+            try:
+                entry = alone(args.work, name) if args.mode == "one" else shared(args, name, args.port + number)
+            except Exception as error:  # noqa: BLE001 - what goes wrong is a result
+                entry = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+            log.write(json.dumps({"pipeline": name, **entry}) + "\n")
+            log.flush()
+
+
+def alone(work: Path, name: str) -> dict[str, Any]:
+    """A request whole, and two requests in turns: how far apart, and how many steps they shared."""
+    from porter.omni.stepwise import run_interleaved
+    from porter.omni.worker import OneWorker
+    from porter.parity.sides import align
+
+    entry: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = prepare(work, name, folder)
+        worker = OneWorker(checkpoint)
+        try:
+            align(worker.pipeline)
+            wholes = [results(worker.run(*request(name, worker, number))[0]) for number in (0, 1)]
+            torch.save(wholes[0], work / f"{name}.pt")
+            stepwise = bool(getattr(worker.pipeline, "supports_step_execution", False))
+        finally:
+            worker.close()
+        if stepwise:
+            worker = OneWorker(checkpoint, step_execution=2)
+            try:
+                align(worker.pipeline)
+                requests = [request(name, worker, number) for number in (0, 1)]
+                found, turns = run_interleaved(worker, requests)
+                entry["relative"] = max(apart(a, results(b)) for a, b in zip(wholes, found))
+                entry["steps_shared"] = sum(len(turn) > 1 for turn in turns)
+            finally:
+                worker.close()
+    return entry
+
+
+def shared(args: argparse.Namespace, name: str, port: int) -> dict[str, Any]:
+    """The request whose result one rank left, with a rank for each branch of its guidance."""
+    from porter.omni.ranks import Traffic
+    from porter.omni.worker import OneWorker
+    from porter.parity.sides import align
+
+    held = args.work / f"{name}.pt"
+    if not held.is_file():
+        return {"error": "did not run on one rank"}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = prepare(args.work, name, folder)
+        worker = OneWorker(checkpoint, rank=args.rank, parallel={"cfg_parallel_size": 2}, port=port)
+        try:
+            align(worker.pipeline)
+            traffic = Traffic()
+            found = results(worker.run(*request(name, worker, 0))[0])
+            return {"relative": apart(torch.load(held), found), "collectives": dict(traffic.calls)}
+        finally:
+            worker.close()
+
+
+def prepare(work: Path, name: str, folder: str) -> Path:
+    """The tiny checkpoint of a pipeline, its port registered."""
+    from porter.omni.plugin import use_port
+    from porter.parity import checkpoint
+
+    use_port(name, work / "ports")
+    return checkpoint.build(name, folder)
+
+
+def request(name: str, worker: Any, number: int) -> tuple[Any, Any]:
+    """The small call of a pipeline as a request, guided; the second takes a step more and draws other noise."""
+    import inspect
+
+    from porter.omni.side import engine_params
+    from porter.parity import checkpoint
+    from porter.parity.request import to_request
+
+    pipeline = type(worker.pipeline)
+    takes = inspect.signature(getattr(pipeline, "prepare_encode", pipeline.forward)).parameters
+    call = checkpoint.load_inputs(name)
+    for step in STEPS:
+        if number and step in call:
+            call[step] += 1
+    for scale in SCALES:
+        if scale in takes:
+            call[scale] = 3.5
+    if "negative_prompt" in takes and isinstance(call.get("prompt"), str) and "negative_prompt_embeds" not in call:
+        call["negative_prompt"] = "a dog"
+    if isinstance(call.get("generator"), torch.Generator):
+        call["generator"] = torch.Generator().manual_seed(number)
+    torch.manual_seed(number)
+    prompt, params = to_request(call)
+    return prompt, engine_params(params)
+
+
+def results(output: Any) -> dict[str, torch.Tensor]:
+    """The tensors of an output, by where they stand in it."""
+    from porter.parity.flatten import flatten
+
+    return {name: value for name, value in flatten(output).items() if isinstance(value, torch.Tensor)}
+
+
+def apart(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> float:
+    """The largest difference, as a part of the expected values' scale.
+
+    Raises:
+        ValueError: they hold different things, or nothing.
+    """
+    if not expected or {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in found.items()}:
+        raise ValueError("the results have different shapes")
+    worst = 0.0
+    for name, value in expected.items():
+        if value.numel():
+            scale = max(float(value.double().abs().max()), 1e-30)
+            worst = max(worst, float((found[name].double() - value.double()).abs().max()) / scale)
+    return worst
+
+
+if __name__ == "__main__":
+    main()
