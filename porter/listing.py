@@ -13,6 +13,7 @@ import porter
 from porter.batch import Outcome
 from porter.cache import Cache
 from porter.emit.names import model_stem
+from porter.facts.evidence import state, tier
 from porter.facts.pipeline import TRANSFORMERS, derives_from_model, is_called, pipeline_facts
 from porter.source import Definition, SourceError, SourceTree
 from porter.targets import Target
@@ -29,11 +30,12 @@ class Row:
     """One pipeline or model class.
 
     Attributes:
-        tier: depth of the port (``A``: structure-preserving), empty if it does not convert.
+        tier: deepest tier of which something was verified (``A``: structure-preserving), empty if it does not convert.
         parity: verdict of the committed results.
         residue: number of constructs that no rule translated.
         affects_results: whether results can depend on any of them.
-        models: of a pipeline, the model classes it is made of; of a model, the pipelines that use it.
+        related: of a pipeline, the model classes it is made of; of a model, the pipelines that use it.
+        features: what the port has, by name: ``verified``, ``derived``, ``yes`` or why not.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Row:
     affects_results: bool = False
     error: str = ""
     related: list[str] = field(default_factory=list)
+    features: dict[str, str] = field(default_factory=dict)
 
 
 def live_pipelines(tree: SourceTree, cache: Cache | None = None) -> dict[str, list[str]]:
@@ -142,7 +145,8 @@ def pipeline_rows(outcomes: Iterable[Outcome], live: dict[str, list[str]]) -> li
         parity = _verdict(verdicts.get(outcome.name))
         row = Row(outcome.name, outcome.family, outcome.converted, "", parity, error=outcome.error, related=models)
         if outcome.converted:
-            row.tier, row.residue, row.affects_results = "A", len(outcome.residue), not outcome.clean
+            row.tier, row.features = tier(outcome.features), outcome.features
+            row.residue, row.affects_results = len(outcome.residue), not outcome.clean
         rows.append(row)
     return rows
 
@@ -177,7 +181,9 @@ def _model_row(tree: SourceTree, target: Target, name: str, definition: Definiti
     except Exception as error:
         return Row(definition.name, family, False, error=" ".join(f"{type(error).__name__}: {error}".split()))
     affects = any(entry.affects_results for entry in built.residue)
-    return Row(definition.name, family, True, "A", residue=len(built.residue), affects_results=affects)
+    features = {name: state(definition.name, name, feature) for name, feature in built.features.items()}
+    count = len(built.residue)
+    return Row(definition.name, family, True, tier(features), "", count, affects, features=features)
 
 
 def parity_results() -> dict[str, Any]:

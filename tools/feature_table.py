@@ -27,12 +27,8 @@ EVIDENCE = ROOT / "porter" / "parity" / "data" / "features.json"
 RESULTS = ROOT / "porter" / "parity" / "data" / "results.json"
 PAGE = ROOT / "docs" / "features.md"
 BOUND = 1e-4
-METADATA = {
-    "regional_compile": "_repeated_blocks",
-    "layerwise_offload": "_layerwise_offload_blocks_attrs",
-    "hsdp": "_hsdp_shard_conditions",
-}
 MODES = {"tp": "tensor_parallel", "sp": "sequence_parallel"}
+COLUMNS = (*MODES.values(), "cfg_parallel", "step_execution", "regional_compile", "layerwise_offload", "hsdp")
 # What vllm and the engine say where two ranks cannot share a number evenly.
 UNEVEN = ("cannot be divided", "is not divisible")
 
@@ -156,9 +152,8 @@ def page() -> str:
     """The table: what each model and each pipeline at parity has."""
     evidence = json.loads(EVIDENCE.read_text())
     rows = pipelines()
-    columns = (*MODES.values(), *METADATA)
     head = [
-        "# Parallel features",
+        "# Features",
         "",
         f"diffusers {evidence['diffusers']}, vLLM-Omni {evidence['vllm_omni']}.",
         "Made by `python tools/feature_table.py`.",
@@ -174,9 +169,14 @@ def page() -> str:
         "projections and feed-forwards then see whole sequences, so activations take as much memory as on one rank.",
         "Where diffusers states a plan for one sequence, that is used, and everything in the blocks is divided.",
         "",
-        f"Of {len(rows)} pipelines at parity with a transformer of their own in the port:",
+        "Step execution and CFG parallelism belong to pipelines and are proven by `python tools/pipeline_features.py`:",
+        "two requests of different step counts in turns, by the engine's own step scheduler, against each of them",
+        "whole; a request with its guidance on two ranks against one. Steps that were not proven run all the same:",
+        "they are what `forward` runs.",
         "",
-        *(f"- {name}: {count(rows, name)}" for name in columns),
+        f"Of {len(rows)} pipelines at parity with a converted transformer in the port:",
+        "",
+        *(f"- {name}: {count(rows, name)}" for name in COLUMNS),
         "",
         "## Models",
         "",
@@ -187,39 +187,23 @@ def page() -> str:
         tensor, sequence = found["tensor_parallel"], found["sequence_parallel"]
         cells = [name, outcome(tensor), f"{tensor['share']:.0%}" if "share" in tensor else "", traffic(tensor)]
         head.append("| " + " | ".join([*cells, outcome(sequence), traffic(sequence)]) + " |")
-    head += ["", "## Pipelines", "", "| pipeline | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    head += ["", "## Pipelines", "", "| pipeline | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
     for name, features in rows.items():
-        head.append(f"| {name} | " + " | ".join(features.get(column, "") for column in columns) + " |")
+        head.append(f"| {name} | " + " | ".join(features.get(column, "") for column in COLUMNS) + " |")
     return "\n".join(head) + "\n"
 
 
 def pipelines() -> dict[str, dict[str, str]]:
-    """The features of each pipeline at parity, from those of its models; pipelines themselves are not converted."""
-    from porter.facts.evidence import state, together
-    from porter.facts.pipeline import pipeline_facts
-    from porter.model_port import build_model
+    """The features of each pipeline at parity that has a transformer of its own in the port."""
+    from porter.port import Converter
     from porter.source import SourceTree
     from porter.targets import get_target
 
-    tree, target, models, rows = SourceTree(None), get_target("porter"), {}, {}
+    converter, rows = Converter(SourceTree(None), get_target("porter")), {}
     for name, result in sorted(json.loads(RESULTS.read_text()).items()):
-        facts = pipeline_facts(tree, tree.find_pipeline(name))
-        converted = [model for component in facts.components for model in component.converted]
-        if result["verdict"] != "parity" or not converted:
-            continue
-        for model in converted:
-            if model.name not in models:
-                models[model.name] = build_model(tree, target, model)
-        row = {
-            feature: together(
-                {m.name: state(m.name, feature, models[m.name][1].features[feature]) for m in converted}, True
-            )
-            for feature in MODES.values()
-        }
-        for feature, attribute in METADATA.items():
-            has = all(attribute in models[m.name][0] for m in converted if "Control" not in m.name)
-            row[feature] = "yes" if has else "no"
-        rows[name] = row
+        port = converter.port(name)
+        if result["verdict"] == "parity" and any(file.endswith("_transformer.py") for file in port.files):
+            rows[name] = {column: port.features[column] for column in COLUMNS}
     return rows
 
 

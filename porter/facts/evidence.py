@@ -53,6 +53,17 @@ def state(owner: str, name: str, feature: Feature, kind: str = "models") -> str:
     return VERIFIED if proof.get("passed") and proof.get("fingerprint") == feature.fingerprint else DERIVED
 
 
+def tier(features: dict[str, str]) -> str:
+    """The deepest tier of which something was verified for a port: A to D, as in the guide to tiers.
+
+    Args:
+        features: of the port, by name.
+    """
+    deeper = {"B": ("tensor_parallel",), "C": ("sequence_parallel",), "D": ("cfg_parallel", "step_execution")}
+    reached = [letter for letter, names in deeper.items() if any(features.get(name) == VERIFIED for name in names)]
+    return max(["A", *reached])
+
+
 def together(states: dict[str, str], may_stay_whole: bool) -> str:
     """The state of a pipeline, from those of its models.
 
