@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 
 from porter.cli.save import save
+from porter.cli.schema import RunOutput
 from porter.runtime import Omni, OmniDiffusionSamplingParams, OmniRequestOutput
 
 DIFFUSERS = ("--diffusion-load-format", "diffusers", "--device", "cpu")
@@ -38,6 +39,17 @@ def test_every_prompt_is_a_request(porter, tiny):
     omni = Omni(model=folder, device="cpu", diffusion_load_format="diffusers")
     for path, made in zip(result.out.split(), omni.generate(["a cat", "a dog"], params), strict=True):
         assert np.array_equal(pixels(path), np.asarray(made.images[0]))
+
+
+def test_json_says_what_each_request_wrote(porter, tiny):
+    Path("batch.jsonl").write_text('{"prompt": "a cat", "seed": 1}\n{"prompt": "a hat", "height": 63}\n')
+    arguments = ("--batch", "batch.jsonl", *SMALL, *DIFFUSERS, "-o", "p.png", "--json")
+    result = porter("run", tiny("StableDiffusionPipeline"), *arguments)
+    found = RunOutput.model_validate_json(result.out, strict=True)
+    assert (result.code, found.pipeline) == (2, "StableDiffusionPipeline")
+    written, failed = found.requests
+    assert (written.files, written.seed, written.arguments["prompt"]) == (["p_1.png"], 1, "a cat")
+    assert failed.files == [] and "63" in failed.error
 
 
 def test_a_batch_file_has_a_request_a_line(porter, tiny):

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from porter.cli.common import Failure, ModelsDir, Quiet, bad_input, check_dtype, complain, hush_libraries
+from porter.cli.common import Failure, Json, ModelsDir, Quiet, bad_input, check_dtype, complain, hush_libraries
 from porter.cli.model_options import (
     AttentionBackend,
     BoundaryRatio,
@@ -76,6 +76,7 @@ def run(
     flow_shift: FlowShift = None,
     model_class: ModelClass = None,
     revision: Revision = None,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Generate with a port, or with diffusers itself, and save the results."""
@@ -99,6 +100,7 @@ def run(
     for item in wanted:
         check_output(f"{item.where}: output", item.output)
     # Importing torch takes seconds; what is wrong with the arguments is said before.
+    from porter.cli.schema import RequestResult, RunOutput, print_model
     from porter.runtime import Omni, PorterRuntimeError
 
     hush_libraries()
@@ -114,8 +116,8 @@ def run(
         )
     silence_pipeline(omni)
     requests = [to_request(item, omni) for item in wanted]
-    failures = 0
-    with _progress(len(wanted), quiet) as on_step:
+    results: list[RequestResult] = []
+    with _progress(len(wanted), quiet or json) as on_step:
         for number, (item, request) in enumerate(zip(wanted, requests, strict=True)):
             try:
                 written = _one(
@@ -125,11 +127,15 @@ def run(
                 if len(wanted) == 1:
                     raise
                 complain(f"{item.where or f'prompt {number + 1}'}: {failure}")
-                failures += 1
+                results.append(RequestResult(arguments=item.arguments, seed=item.seed, error=str(failure)))
                 continue
-            if not quiet:
+            results.append(RequestResult(files=list(map(str, written)), arguments=item.arguments, seed=item.seed))
+            if not quiet and not json:
                 for path in written:
                     print(path, flush=True)
+    if json:
+        print_model(RunOutput(model=model, pipeline=omni.name, requests=results))
+    failures = sum(bool(result.error) for result in results)
     if failures:
         raise Failure(f"{failures} of {len(wanted)} requests failed")
 

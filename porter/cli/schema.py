@@ -163,6 +163,36 @@ class ExplainOutput(Output):
     text: str
 
 
+class RequestResult(Part):
+    """What became of a request.
+
+    Attributes:
+        files: written for it.
+        arguments: what it gave the pipeline, but for pictures.
+        seed: of its noise; null if none was asked for.
+        error: why nothing was written; empty if something was.
+    """
+
+    files: list[str] = []
+    arguments: dict[str, Any] = {}
+    seed: int | None = None
+    error: str = ""
+
+
+class RunOutput(Output):
+    """``porter run --json``
+
+    Attributes:
+        model: as it was asked for.
+        pipeline: class name.
+        requests: in the order of the prompts, or of the lines of the batch file.
+    """
+
+    model: str
+    pipeline: str
+    requests: list[RequestResult]
+
+
 def print_model(model: BaseModel) -> None:
     """A model as indented JSON on stdout."""
     sys.stdout.write(model.model_dump_json(indent=2) + "\n")
@@ -182,4 +212,5 @@ def outputs() -> dict[str, Any]:
         "explain": ExplainOutput,
         "parity": ParityReport,
         "upgrade": Upgrade,
+        "run": RunOutput,
     }

@@ -47,7 +47,7 @@ def alone(work: Path, name: str) -> dict[str, Any]:
     """A request whole, and two requests in turns: how far apart, and how many steps they shared."""
     from porter.omni.stepwise import run_interleaved
     from porter.omni.worker import OneWorker
-    from porter.parity.sides import align
+    from porter.parity.sides import align, small_areas
 
     entry: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +55,8 @@ def alone(work: Path, name: str) -> dict[str, Any]:
         worker = OneWorker(checkpoint)
         try:
             align(worker.pipeline)
-            wholes = [results(worker.run(*request(name, worker, number))[0]) for number in (0, 1)]
+            with small_areas(worker.pipeline):
+                wholes = [results(worker.run(*request(name, worker, number))[0]) for number in (0, 1)]
             torch.save(wholes[0], work / f"{name}.pt")
             stepwise = bool(getattr(worker.pipeline, "supports_step_execution", False))
         finally:
@@ -64,8 +65,9 @@ def alone(work: Path, name: str) -> dict[str, Any]:
             worker = OneWorker(checkpoint, step_execution=2)
             try:
                 align(worker.pipeline)
-                requests = [request(name, worker, number) for number in (0, 1)]
-                found, turns = run_interleaved(worker, requests)
+                with small_areas(worker.pipeline):
+                    requests = [request(name, worker, number) for number in (0, 1)]
+                    found, turns = run_interleaved(worker, requests)
                 entry["relative"] = max(apart(a, results(b)) for a, b in zip(wholes, found))
                 entry["steps_shared"] = sum(len(turn) > 1 for turn in turns)
             finally:
@@ -77,7 +79,7 @@ def shared(args: argparse.Namespace, name: str, port: int) -> dict[str, Any]:
     """The request whose result one rank left, with a rank for each branch of its guidance."""
     from porter.omni.ranks import Traffic
     from porter.omni.worker import OneWorker
-    from porter.parity.sides import align
+    from porter.parity.sides import align, small_areas
 
     held = args.work / f"{name}.pt"
     if not held.is_file():
@@ -88,7 +90,8 @@ def shared(args: argparse.Namespace, name: str, port: int) -> dict[str, Any]:
         try:
             align(worker.pipeline)
             traffic = Traffic()
-            found = results(worker.run(*request(name, worker, 0))[0])
+            with small_areas(worker.pipeline):
+                found = results(worker.run(*request(name, worker, 0))[0])
             return {"relative": apart(torch.load(held), found), "collectives": dict(traffic.calls)}
         finally:
             worker.close()
