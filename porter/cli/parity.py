@@ -38,6 +38,8 @@ Checkpoint = Annotated[
 Engine = Annotated[str, typer.Option("--engine", metavar="porter|vllm-omni", help="what runs the port")]
 Device = Annotated[str, typer.Option("--device", help="where both sides run")]
 Dtype = Annotated[str, typer.Option("--dtype", help="of the weights of both sides")]
+Mutate = Annotated[bool, typer.Option("--mutate", help="plant faults into the port and count those that are seen")]
+Mutants = Annotated[int, typer.Option("--mutants", metavar="N", min=1, help="generic faults to plant")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write the report as a page")]
 
 
@@ -49,6 +51,8 @@ def parity(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     html: Html = None,
+    mutate: Mutate = False,
+    mutants: Mutants = 60,
     models_dir: ModelsDir = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -56,6 +60,8 @@ def parity(
 ) -> None:
     """Run diffusers and a port on the same inputs and compare stage by stage: exit code 0 at parity, 1 if not."""
     _check(name, everything, checkpoint, engine, html)
+    if mutate and (everything or checkpoint or html or (engine, device, dtype) != ("porter", "cpu", "float32")):
+        raise Failure("--mutate takes one pipeline, its tiny checkpoint and porter's own engine: leave the rest out")
     check_dtype(dtype)
     _start(engine, verbose)
     names = _names(name, models_dir)
@@ -63,6 +69,8 @@ def parity(
     hush_libraries()
     if not verbose:
         hush_warnings()
+    if mutate:
+        raise typer.Exit(_mutate(names[0], mutants, models_dir, json, quiet))
     from porter.parity import run_parity
     from porter.parity.checkpoint import SpecError
     from porter.parity.html import write
@@ -88,6 +96,20 @@ def parity(
     elif everything and not quiet:
         _summary(reports)
     raise typer.Exit(max((report.exit_code for report in reports), default=0))
+
+
+def _mutate(name: str, count: int, models_dir: Path | None, json: bool, quiet: bool) -> int:
+    from porter.parity.checkpoint import SpecError
+    from porter.parity.mutate import run_mutation
+    from porter.parity.mutation_report import print_mutation
+
+    with bad_input(SpecError, ValueError):
+        report = run_mutation(name, count=count, models_dir=models_dir)
+    if json:
+        print(report.model_dump_json(indent=2))
+    elif not quiet:
+        print_mutation(report, console())
+    return report.exit_code
 
 
 def _check(name: str | None, everything: bool, checkpoint: str | None, engine: str, html: Path | None) -> None:
