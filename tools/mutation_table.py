@@ -65,7 +65,10 @@ def main() -> None:
         reports |= read(file)
     for name in () if args.table else args.only:
         if not (args.resume and name in reports):
-            reports[name] = run(name, args.mutants)
+            try:
+                reports[name] = run(name, args.mutants)
+            except ValueError as error:
+                print(f"{name}: {error}", flush=True)
             write(reports, args.results)
     write(reports, args.results)
     if args.results == RESULTS:

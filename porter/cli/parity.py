@@ -40,6 +40,7 @@ Device = Annotated[str, typer.Option("--device", help="where both sides run")]
 Dtype = Annotated[str, typer.Option("--dtype", help="of the weights of both sides")]
 Mutate = Annotated[bool, typer.Option("--mutate", help="plant faults into the port and count those that are seen")]
 Mutants = Annotated[int, typer.Option("--mutants", metavar="N", min=1, help="generic faults to plant")]
+Draw = Annotated[int, typer.Option("--draw", metavar="N", min=0, help="draw N calls besides the usual ones")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write the report as a page")]
 
 
@@ -53,6 +54,7 @@ def parity(
     html: Html = None,
     mutate: Mutate = False,
     mutants: Mutants = 60,
+    draw: Draw = 0,
     models_dir: ModelsDir = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -82,7 +84,7 @@ def parity(
             print(f"{number}/{len(names)} {each}", file=sys.stderr)
         with bad_input(SpecError):
             report = run_parity(
-                each, checkpoint=checkpoint, models_dir=models_dir, engine=engine, device=device, dtype=dtype
+                each, checkpoint=checkpoint, models_dir=models_dir, engine=engine, device=device, dtype=dtype, draw=draw
             )
         reports.append(report)
         if not json and not quiet and not everything:

@@ -37,7 +37,8 @@ from porter.parity.weight_check import check_weights
 
 _SECONDS = 20
 _TURNS = "requests in turns"
-_UNUSED = '__import__("porter.parity.mutants.faults", fromlist=["faults"]).Unused()'
+_HELPER = '__import__("porter.parity.mutants.faults", fromlist=["faults"])'
+_UNUSED = f"{_HELPER}.Unused()"
 _CHECK_EVERY = 25
 
 
@@ -159,25 +160,20 @@ class Bench:
         Raises:
             ValueError: the port without faults does not pass.
         """
-        with _traced(self.workshop, self.reach, ""):
-            planted = self.workshop.planted(next(iter(self.workshop.modules)), self._first_source())
-            port = planted.__enter__()
-        try:
-            for case in [*self.cases, None]:
-                label = case.name if case else _TURNS
+        first = next(iter(self.workshop.modules))
+        for case in [*self.cases, None]:  # each on a port of its own: what one call keeps, the next does not compute
+            label = case.name if case else _TURNS
+            with contextlib.ExitStack() as stack:
+                with _traced(self.workshop, self.reach, ""):
+                    port = stack.enter_context(self.workshop.planted(first, self.workshop.source(first)))
                 with _traced(self.workshop, self.reach, label):
                     stage = self._differs(port, case)
-                if stage:
-                    raise ValueError(f"the port is not at parity, so no fault can be told: {label}: {stage}")
-        finally:
-            planted.__exit__(None, None, None)
+            if stage:
+                raise ValueError(f"the port is not at parity, so no fault can be told: {label}: {stage}")
         reached = set().union(*self.reach.values())
         found = [m for name in self.workshop.modules for m in find_mutants(self.workshop.source(name), name)]
         kept = [m for m in found if not m.lines or any((m.module, line) in reached for line in m.lines)]
         return kept, len(found) - len(kept)
-
-    def _first_source(self) -> bytes:
-        return self.workshop.source(next(iter(self.workshop.modules)))
 
     def judge(self, mutants: Sequence[Mutant]) -> list[MutantResult]:
         """Try each fault; now and then, that the port without faults still passes."""
@@ -278,6 +274,12 @@ class Bench:
             if self.attempt(mutant, poisoned).verdict == "survived":
                 result.verdict = "unreached"
                 result.reason = "no case uses the value: one that raises when it is used changes nothing"
+            elif mutant.bug and not mutant.is_default:
+                before, [edit] = source[start:end].decode(), mutant.edits
+                both = f"{_HELPER}.same(({before}), ({edit.text}))"
+                if self.attempt(mutant, source[:start] + both.encode() + source[end:]).verdict == "survived":
+                    result.verdict = "unreached"
+                    result.reason = "both texts have the same value wherever a case evaluates them: nothing to see"
         return result
 
 

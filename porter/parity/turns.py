@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
+from porter.parity.flatten import to_numpy
 from porter.parity.request import to_request
 from porter.parity.sides import Port, final_leaves
 from porter.runtime.diffusion.distributed.utils import set_local_device
@@ -60,5 +60,5 @@ def same_leaves(mine: Mapping[str, Any], its: Mapping[str, Any]) -> bool:
     """Whether two outputs are equal, bit for bit."""
     if mine.keys() != its.keys():
         return False
-    pairs = ((np.asarray(mine[name]), np.asarray(its[name])) for name in mine)
+    pairs = ((to_numpy(mine[name]), to_numpy(its[name])) for name in mine)
     return all(a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all()) for a, b in pairs)

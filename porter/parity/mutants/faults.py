@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
+
+from porter.parity.flatten import flatten
 
 
 class Inapplicable(BaseException):
@@ -57,6 +60,27 @@ def swapped_names(weights: Weights, first: str, second: str) -> Iterator[tuple[s
         yield name, items[other] if fits else tensor
     if not swapped:
         raise Inapplicable(f"the checkpoint has no {first} and {second} of one shape")
+
+
+def same(first: Any, second: Any) -> Any:
+    """The first of two values, if they are equal.
+
+    Raises:
+        AssertionError: they are not, so that a fault that makes one of the other changes something.
+    """
+    mine, its = flatten(first), flatten(second)
+    if not mine or mine.keys() != its.keys():
+        raise AssertionError("another structure, or one that cannot be compared")
+    for name, value in mine.items():
+        other = its[name]
+        if type(value) is not type(other):
+            raise AssertionError("another type")
+        if isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor):
+            if value.dtype != other.dtype or not torch.equal(value, other):
+                raise AssertionError("another tensor")
+        elif not bool(np.all(value == other)):
+            raise AssertionError("another value")
+    return first
 
 
 def unshifted(scheduler: Any) -> Any:

@@ -127,7 +127,8 @@ def sentinel_default(node: cst.CSTNode, context: Context) -> Iterator[Change]:
     name, plain = _called(node, context)
     if name == "pop" and len(plain) == 2 and context.text(plain[0]).endswith('_scale"'):
         if "guidance" in context.text(plain[0]) or "cfg" in context.text(plain[0]):
-            yield context.replace(plain[1], "1.0")
+            if f"{context.text(plain[1])}: float = 1.0" not in context.text(context.scopes[-1]):  # that is what it is
+                yield context.replace(plain[1], "1.0")
             yield context.replace(node, f"({context.text(node)}, {context.text(plain[1])})[1]")
 
 
