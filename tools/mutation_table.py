@@ -13,7 +13,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-from porter.parity.mutation_report import MutantResult, MutationReport
+from porter.parity.mutation_report import UNCOUNTED, MutantResult, MutationReport
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "porter" / "parity" / "data" / "mutation.json"
@@ -100,7 +100,7 @@ def table(reports: list[MutationReport]) -> str:
     """The page."""
     reports = sorted(reports, key=lambda report: report.pipeline)
     seen, planted = (sum(numbers) for numbers in zip(*(report.tally() for report in reports)))
-    unused = sum(m.verdict == "unreached" and not m.bug for report in reports for m in report.mutants)
+    unused = sum(m.verdict in UNCOUNTED and not m.bug for report in reports for m in report.mutants)
     seconds = sorted(m.seconds for report in reports for m in report.mutants if m.caught)
     lines = [
         "# Faults that the comparison sees",
@@ -120,7 +120,7 @@ def table(reports: list[MutationReport]) -> str:
     ]
     for report in reports:
         generic, known = report.tally(), report.tally(True)
-        idle = sum(m.verdict == "unreached" for m in report.mutants)
+        idle = sum(m.verdict in UNCOUNTED for m in report.mutants)
         lines.append(
             f"| {report.pipeline} | {generic[0]}/{generic[1]} | {known[0]}/{known[1]} | {idle} | {report.sites} |"
             f" {report.unreached_sites} | {len(report.cases)} |"
@@ -130,7 +130,7 @@ def table(reports: list[MutationReport]) -> str:
 
 def _by_mutator(reports: list[MutationReport]) -> list[str]:
     found: dict[str, list[MutantResult]] = defaultdict(list)
-    for mutant in (m for report in reports for m in report.mutants if not m.bug and m.verdict != "unreached"):
+    for mutant in (m for report in reports for m in report.mutants if not m.bug and m.verdict not in UNCOUNTED):
         found[mutant.mutator].append(mutant)
     lines = ["", "| mutator | seen | planted |", "|---|---|---|"]
     return lines + [f"| {name} | {sum(m.caught for m in found[name])} | {len(found[name])} |" for name in sorted(found)]
@@ -139,10 +139,10 @@ def _by_mutator(reports: list[MutationReport]) -> list[str]:
 def _known(reports: list[MutationReport]) -> list[str]:
     lines = ["", "## Known bugs", "", "| # | bug | seen | families | stages that differ |", "|---|---|---|---|---|"]
     for number, title in BUGS.items():
-        pairs = [(r, m) for r in reports for m in r.mutants if m.bug == number and m.verdict != "unreached"]
+        pairs = [(r, m) for r in reports for m in r.mutants if m.bug == number and m.verdict not in UNCOUNTED]
         if not pairs:
             why = (
-                "needs two ranks, where it is proven apart" if number in (10, 11) else "applies to none of these ports"
+                "shows on two ranks only; this check runs on one" if number in (10, 11) else "applies to none of these ports"
             )
             lines.append(f"| {number} | {title} | not planted | | {why} |")
             continue

@@ -278,7 +278,7 @@ class Bench:
                 before, [edit] = source[start:end].decode(), mutant.edits
                 both = f"{_HELPER}.same(({before}), ({edit.text}))"
                 if self.attempt(mutant, source[:start] + both.encode() + source[end:]).verdict == "survived":
-                    result.verdict = "unreached"
+                    result.verdict = "equivalent"
                     result.reason = "both texts have the same value wherever a case evaluates them: nothing to see"
         return result
 

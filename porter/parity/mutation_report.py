@@ -11,7 +11,10 @@ from rich.table import Table
 
 from porter.parity.mutants import Mutant
 
-MutantVerdict = Literal["killed", "survived", "does not load", "unreached"]
+MutantVerdict = Literal["killed", "survived", "does not load", "unreached", "equivalent"]
+
+UNCOUNTED = frozenset(("unreached", "equivalent"))
+"""Verdicts on faults that no case could show; the reason is told."""
 
 
 class MutantResult(BaseModel):
@@ -68,7 +71,7 @@ class MutationReport(BaseModel):
 
     def tally(self, known: bool = False) -> tuple[int, int]:
         """(seen, planted) of the known bugs or of the generic faults, without those whose value nothing uses."""
-        counted = [m for m in self.mutants if bool(m.bug) == known and m.verdict != "unreached"]
+        counted = [m for m in self.mutants if bool(m.bug) == known and m.verdict not in UNCOUNTED]
         return sum(m.caught for m in counted), len(counted)
 
     @property
@@ -87,7 +90,7 @@ def print_mutation(report: MutationReport, out: Console) -> None:
     for title, known in (("generic faults", False), ("known bugs", True)):
         seen, planted = report.tally(known)
         out.print(f"{report.pipeline}: {seen} of {planted} {title} seen")
-    unused = sum(mutant.verdict == "unreached" for mutant in report.mutants)
+    unused = sum(mutant.verdict in UNCOUNTED for mutant in report.mutants)
     out.print(f"{unused} more change nothing that a case uses; {report.unreached_sites} places no case runs")
     table = Table(box=None, pad_edge=False)
     for heading in ("verdict", "fault", "where", "before", "after", "seen at"):
