@@ -142,7 +142,9 @@ def _known(reports: list[MutationReport]) -> list[str]:
         pairs = [(r, m) for r in reports for m in r.mutants if m.bug == number and m.verdict not in UNCOUNTED]
         if not pairs:
             why = (
-                "shows on two ranks only; this check runs on one" if number in (10, 11) else "applies to none of these ports"
+                "shows on two ranks only; this check runs on one"
+                if number in (10, 11)
+                else "applies to none of these ports"
             )
             lines.append(f"| {number} | {title} | not planted | | {why} |")
             continue
