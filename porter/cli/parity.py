@@ -38,6 +38,9 @@ Checkpoint = Annotated[
 Engine = Annotated[str, typer.Option("--engine", metavar="porter|vllm-omni", help="what runs the port")]
 Device = Annotated[str, typer.Option("--device", help="where both sides run")]
 Dtype = Annotated[str, typer.Option("--dtype", help="of the weights of both sides")]
+Mutate = Annotated[bool, typer.Option("--mutate", help="plant faults into the port and count those that are seen")]
+Mutants = Annotated[int, typer.Option("--mutants", metavar="N", min=1, help="generic faults to plant")]
+Draw = Annotated[int, typer.Option("--draw", metavar="N", min=0, help="draw N calls besides the usual ones")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write the report as a page")]
 
 
@@ -49,6 +52,9 @@ def parity(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     html: Html = None,
+    mutate: Mutate = False,
+    mutants: Mutants = 60,
+    draw: Draw = 0,
     models_dir: ModelsDir = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -56,6 +62,8 @@ def parity(
 ) -> None:
     """Run diffusers and a port on the same inputs and compare stage by stage: exit code 0 at parity, 1 if not."""
     _check(name, everything, checkpoint, engine, html)
+    if mutate and (everything or checkpoint or html or (engine, device, dtype) != ("porter", "cpu", "float32")):
+        raise Failure("--mutate takes one pipeline, its tiny checkpoint and porter's own engine: leave the rest out")
     check_dtype(dtype)
     _start(engine, verbose)
     names = _names(name, models_dir)
@@ -63,6 +71,8 @@ def parity(
     hush_libraries()
     if not verbose:
         hush_warnings()
+    if mutate:
+        raise typer.Exit(_mutate(names[0], mutants, models_dir, json, quiet))
     from porter.parity import run_parity
     from porter.parity.checkpoint import SpecError
     from porter.parity.html import write
@@ -74,7 +84,7 @@ def parity(
             print(f"{number}/{len(names)} {each}", file=sys.stderr)
         with bad_input(SpecError):
             report = run_parity(
-                each, checkpoint=checkpoint, models_dir=models_dir, engine=engine, device=device, dtype=dtype
+                each, checkpoint=checkpoint, models_dir=models_dir, engine=engine, device=device, dtype=dtype, draw=draw
             )
         reports.append(report)
         if not json and not quiet and not everything:
@@ -88,6 +98,20 @@ def parity(
     elif everything and not quiet:
         _summary(reports)
     raise typer.Exit(max((report.exit_code for report in reports), default=0))
+
+
+def _mutate(name: str, count: int, models_dir: Path | None, json: bool, quiet: bool) -> int:
+    from porter.parity.checkpoint import SpecError
+    from porter.parity.mutate import run_mutation
+    from porter.parity.mutation_report import print_mutation
+
+    with bad_input(SpecError, ValueError):
+        report = run_mutation(name, count=count, models_dir=models_dir)
+    if json:
+        print(report.model_dump_json(indent=2))
+    elif not quiet:
+        print_mutation(report, console())
+    return report.exit_code
 
 
 def _check(name: str | None, everything: bool, checkpoint: str | None, engine: str, html: Path | None) -> None:

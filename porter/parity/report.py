@@ -32,6 +32,11 @@ def print_report(report: ParityReport, console: Console | None = None, verbose: 
         out.print(f"weights: {escape(report.weights.summary())}")
     if report.cases:
         out.print(_case_table(report.cases))
+    if report.drawn:
+        out.print(f"{report.drawn} calls drawn")
+    if report.reproduce:
+        out.print("the smallest drawn call that fails:")
+        out.print(report.reproduce, markup=False, highlight=False)
     for case in report.cases:
         if verbose or not case.passed:
             _print_case(out, case)

@@ -69,6 +69,10 @@ class ParityReport(BaseModel):
     dtype: str = "float32"
     weights: WeightReport | None = None
     cases: list[CaseResult] = Field(default_factory=list)
+    drawn: int = 0
+    """How many calls were drawn besides the cases, those made while a failing one was made smaller among them."""
+    reproduce: str = ""
+    """Python that runs the smallest drawn call that failed again; empty if none failed."""
     environment: dict[str, str] = Field(default_factory=dict)
     command: str = ""
     seconds: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 import tempfile
 import time
@@ -18,10 +19,13 @@ from porter.parity import spec as specs
 from porter.parity.capture import Capture, neural_components, stage_methods
 from porter.parity.cases import Case, build_cases
 from porter.parity.compare import StageResult, compare, first_difference, largest_difference
+from porter.parity.drawn import draw_cases, snippet
 from porter.parity.embeddings import embeddings_case
+from porter.parity.hard_cases import hard_cases
 from porter.parity.locate import Location, locate
 from porter.parity.pictures import pictures
 from porter.parity.recipes import decode
+from porter.parity.relations import check_relations
 from porter.parity.results import CaseResult, ParityReport
 from porter.parity.sides import Reference, Side, port_side, rejection, restored, small_areas, start_engine
 from porter.parity.weight_check import check_weights
@@ -41,6 +45,8 @@ def run_parity(
     root: str | Path | None = None,
     seed: int = 0,
     threads: int | None = None,
+    extra_cases: Sequence[Case] = (),
+    draw: int = 0,
 ) -> ParityReport:
     """Compare the port of pipeline ``name`` with diffusers, stage by stage, over all cases that apply.
 
@@ -56,6 +62,9 @@ def run_parity(
         seed: of the random weights.
         threads: of torch, on both sides; None: one for a tiny checkpoint (more only get in each other's way, above all
             on a busy machine), torch's own choice for a given one.
+        extra_cases: calls besides those that follow from the signature and the spec.
+        draw: number of calls to draw besides; the smallest one that fails is reported. Calls at the edge of what the
+            pipeline takes, and relations between runs of the port, are checked with them.
 
     Raises:
         SpecError: the spec is malformed, or none of the named cases exists.
@@ -80,7 +89,7 @@ def run_parity(
     with _threads(threads), tempfile.TemporaryDirectory(prefix="porter-parity-") as scratch:
         report.environment["threads"] = str(torch.get_num_threads())
         folder = Path(checkpoint) if checkpoint else checkpoints.build(name, Path(scratch) / name, seed, root)
-        _run(report, folder, models_dir, engine, cases, specs.read(name, root))
+        _run(report, folder, models_dir, engine, cases, specs.read(name, root), extra_cases, draw)
     report.seconds = time.perf_counter() - started
     return report
 
@@ -92,6 +101,8 @@ def _run(
     engine: str,
     wanted: Sequence[str] | None,
     spec: specs.Spec,
+    extra: Sequence[Case],
+    draw: int,
 ) -> None:
     try:
         reference = Reference(folder, report.device, getattr(torch, report.dtype))
@@ -99,11 +110,13 @@ def _run(
         report.verdict, report.reason = "reference does not load", rejection(error)
         return
     tensors = _load_tensors(spec)
-    own = [Case(**case) for case in spec.cases]
+    own = [*(Case(**case) for case in spec.cases), *extra]
     with small_areas(reference.pipeline):
         embeddings = embeddings_case(reference, spec.inputs, tensors)
     if embeddings is not None:
         own.append(embeddings)
+    if draw:
+        own += hard_cases(type(reference.pipeline).__call__, spec.inputs, embeddings, tensors)
     cases = build_cases(type(reference.pipeline).__call__, spec.inputs, _default_size(reference), own)
     chosen = _choose(cases, wanted)
     try:
@@ -117,6 +130,12 @@ def _run(
             for case in chosen:
                 recipe = case.recipe(spec.inputs)
                 report.cases.append(run_case(case, recipe, tensors, reference, port, report.device))
+            if draw:
+                load = functools.partial(
+                    port_side, engine, models_dir=models_dir, device=report.device, dtype=report.dtype
+                )
+                report.cases += check_relations(spec.inputs, tensors, reference, port, load)
+                _draw(report, spec, tensors, reference, port, draw)
     finally:
         port.close()
     verdicts = {case.verdict for case in report.cases}
@@ -129,6 +148,26 @@ def _run(
     elif "parity" not in verdicts:
         report.verdict = "reference refuses all calls"
         report.reason = f"nothing was computed: {report.cases[0].reference_error}"
+
+
+def _draw(
+    report: ParityReport,
+    spec: specs.Spec,
+    tensors: dict[str, torch.Tensor],
+    reference: Side,
+    port: Side,
+    count: int,
+) -> None:
+    """Try drawn calls; the smallest that fails is a case of the report, with Python that runs it again."""
+
+    def run(case: Case) -> CaseResult:
+        report.drawn += 1
+        return run_case(case, case.recipe(spec.inputs), tensors, reference, port, report.device)
+
+    found, case = draw_cases(type(reference.pipeline).__call__, spec.inputs, run, count)
+    if found is not None and case is not None:
+        report.cases.append(found)
+        report.reproduce = snippet(report.pipeline, case)
 
 
 def run_case(

@@ -1,0 +1,87 @@
+"""Where faults are planted, and what they make of the source."""
+
+import ast
+
+import pytest
+
+from porter.parity.mutants import KNOWN_BUGS, MUTATORS, apply, find_mutants
+
+SOURCE = b'''
+"""A module: 1 + 2."""
+from __future__ import annotations
+import copy
+
+def per_request(self, own, name: Annotated[int, 3]):
+    own[name] = copy.deepcopy(getattr(self, name))
+
+class Block:
+    def forward(self, hidden_states, scale: float = 2.0, flag=True):
+        """Adds 5."""
+        if flag:
+            logger.warning("%d", 1)
+        if scale < 0:
+            raise ValueError(f"not {1 + 1}")
+        hidden_states = hidden_states.permute(0, 2, 1).float()
+        for index in range(3):
+            hidden_states = hidden_states + (scale * index)
+        return hidden_states.to(
+            torch.float32
+        )
+
+    def load_weights(self, weights):
+        for name, tensor in weights:
+            self.fill(name, tensor)
+
+class Pipeline:
+    def _pack_latents(self, latents):
+        return latents.permute(0, 2, 4, 1, 3, 5)
+
+    def prepare_encode(self, state):
+        self.scheduler = load_component(od_config, "scheduler", Scheduler)
+        guidance_scale = given.pop("guidance_scale", guidance_scale)
+        prompt = prompt_clean(given.pop("prompt", prompt))
+        negative_prompt = given.pop("negative_prompt", negative_prompt)
+        mu = calculate_shift(length, 256)
+        prompt_embeds_mask = state.mask
+        length = prompt_embeds.shape[1]
+        state.timesteps = timesteps
+        guidance = guidance.to(dtype) * 1000
+        noise = comb * (cond_norm / noise_norm)
+
+class Second:
+    def __init__(self):
+        self.attn2 = Attention(1)
+'''
+FOUND = find_mutants(SOURCE, "module")
+
+
+def changed(mutator):
+    return [apply(SOURCE, mutant.edits).decode() for mutant in FOUND if mutant.mutator == mutator]
+
+
+@pytest.mark.parametrize("mutator", [*MUTATORS, *KNOWN_BUGS])
+def test_every_mutator_finds_its_place_and_leaves_a_module(mutator):
+    texts = changed(mutator)
+    assert texts
+    for text in texts:
+        assert ast.dump(ast.parse(text)) != ast.dump(ast.parse(SOURCE))
+
+
+def test_what_no_result_depends_on_is_left_alone():
+    lines = {mutant.line for mutant in FOUND}
+    text = SOURCE.decode().splitlines()
+    touched = [text[line - 1] for line in lines]
+    assert not any("logger" in line or "raise" in line or "import" in line or '"""' in line for line in touched)
+    assert not any("Annotated" in line for line in touched)
+
+
+def test_a_fault_names_its_place_and_the_lines_that_run_it():
+    [term] = [m for m in FOUND if m.mutator == "drop-term" and m.before.startswith("scale * index")]
+    assert (term.function, term.after) == ("Block.forward", "(scale)")
+    assert "hidden_states = hidden_states + ((scale))" in apply(SOURCE, term.edits).decode()
+    [dtype] = [m for m in FOUND if m.mutator == "change-dtype" and m.before == "torch.float32"]
+    assert len(dtype.lines) == 3 and dtype.line in dtype.lines
+
+
+def test_swapped_axes_change_places():
+    assert any("permute(0, (1), (2)).float()" in text for text in changed("transpose-axes"))

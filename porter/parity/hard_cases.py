@@ -1,0 +1,70 @@
+"""Calls at the edge of what a pipeline takes: many are refused, and a port must refuse them in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from inspect import signature
+from typing import Any
+
+import torch
+
+from porter.parity.cases import Case
+
+_TOO_LONG = 1_000_000
+_PADDING = 3
+
+
+def hard_cases(
+    call: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    embeddings: Case | None,
+    tensors: dict[str, torch.Tensor],
+) -> list[Case]:
+    """Odd sizes, limits overstepped, nothing or too much to go by, embeddings that are padded.
+
+    Args:
+        call: the pipeline's ``__call__``.
+        inputs: recipe of the plain call.
+        embeddings: the case that gives embeddings instead of prompts, if there is one.
+        tensors: what recipes name; padded embeddings are added.
+    """
+    parameters = set(signature(call).parameters)
+    cases = []
+    for name, extra in (("height", 1), ("width", 3), ("num_frames", 1)):
+        if isinstance(inputs.get(name), int):
+            cases.append(Case(name=f"odd {name}", changes={name: inputs[name] + extra}))
+    if "max_sequence_length" in parameters:
+        changes = {"max_sequence_length": _TOO_LONG}
+        cases.append(Case(name="sequence too long", changes=changes, first_call_only=True))
+    if "prompt" in inputs:
+        cases.append(Case(name="no prompt", omitted=["prompt"], first_call_only=True))
+        cases.append(Case(name="prompt of another type", changes={"prompt": 5}, first_call_only=True))
+    if embeddings is not None:
+        both = {"prompt": inputs.get("prompt")} | embeddings.changes
+        cases.append(Case(name="prompt and embeddings", changes=both, first_call_only=True))
+        padded = _padded(embeddings, tensors)
+        if padded is not None:
+            cases.append(padded)
+    return cases
+
+
+def _padded(embeddings: Case, tensors: dict[str, torch.Tensor]) -> Case | None:
+    """The embeddings' case with positions behind the text that the masks leave out; None if there are no masks."""
+    masks = [name for name in embeddings.changes if "mask" in name and name in tensors and tensors[name].ndim == 2]
+    changes = dict(embeddings.changes)
+    for mask in masks:
+        length = tensors[mask].shape[1]
+        for name in embeddings.changes:
+            held = tensors.get(name)
+            if (
+                held is None
+                or held.ndim not in (2, 3)
+                or held.shape[1] != length
+                or (held.ndim == 2) != ("mask" in name)
+            ):
+                continue
+            values = held[:, -1:].repeat(1, _PADDING, *[1] * (held.ndim - 2))
+            key = f"padded {name}"
+            tensors[key] = torch.cat([held, torch.zeros_like(values) if "mask" in name else values], dim=1)
+            changes[name] = {"$tensor": key}
+    return embeddings.model_copy(update={"name": "padded embeddings", "changes": changes}) if masks else None

@@ -1,0 +1,331 @@
+"""Tests the comparison itself: plants faults into a port, one at a time, and counts those that it sees.
+
+The reference runs once; each faulty port runs the cases that reach the fault, until one differs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from porter.parity import checkpoint as checkpoints
+from porter.parity import spec as specs
+from porter.parity.capture import Capture, stage_methods
+from porter.parity.cases import Case, build_cases
+from porter.parity.compare import compare, first_difference
+from porter.parity.embeddings import embeddings_case
+from porter.parity.hard_cases import hard_cases
+from porter.parity.mutants import Mutant, apply, find_mutants
+from porter.parity.mutants.faults import Inapplicable
+from porter.parity.mutation_report import MutantResult, MutationReport
+from porter.parity.planted import Workshop
+from porter.parity.recipes import decode
+from porter.parity.run import _default_size, _load_tensors, _threads
+from porter.parity.sides import Port, Reference, rejection, restored, small_areas
+from porter.parity.turns import can_take_turns, in_turns, same_leaves
+from porter.parity.weight_check import check_weights
+
+_SECONDS = 20
+_TURNS = "requests in turns"
+_HELPER = '__import__("porter.parity.mutants.faults", fromlist=["faults"])'
+_UNUSED = f"{_HELPER}.Unused()"
+_CHECK_EVERY = 25
+
+
+def run_mutation(
+    name: str,
+    *,
+    count: int = 60,
+    seed: int = 0,
+    models_dir: str | Path | None = None,
+    root: str | Path | None = None,
+    extra_cases: Sequence[Case] = (),
+) -> MutationReport:
+    """Plant faults into the port of pipeline ``name`` and see which of them the comparison misses.
+
+    Args:
+        name: the pipeline class, with or without ``diffusers.`` in front.
+        count: of generic faults, drawn evenly over the mutators from all places that the cases reach; known bugs are
+            planted wherever they apply.
+        seed: of the draw.
+        models_dir: folder of ports; None: the committed ones.
+        root: folder of specs outside the project.
+        extra_cases: calls besides those of ``run_parity``.
+
+    Raises:
+        SpecError: there is no tiny checkpoint of this pipeline.
+        ValueError: the port without faults is not at parity, so that nothing could be learnt.
+    """
+    name = name.removeprefix("diffusers.")
+    started = time.perf_counter()
+    with _threads(1), tempfile.TemporaryDirectory(prefix="porter-mutation-") as scratch:
+        folder = checkpoints.build(name, Path(scratch) / name, 0, root)
+        bench = Bench(folder, specs.read(name, root), models_dir, "float32", extra_cases)
+        mutants, unreached = bench.sites()
+        chosen = choose(mutants, count, f"{seed}:{name}")
+        results = bench.judge(chosen)
+        report = MutationReport(pipeline=name, family=bench.workshop.package.rpartition(".")[2], seed=seed)
+        report.sites, report.unreached_sites = len(mutants), unreached
+        report.cases = [case.name for case in bench.cases]
+        survivors = [index for index, result in enumerate(results) if result.verdict == "survived"]
+        for index in survivors:  # what single precision hides, half precision may show
+            results[index] = bench.explain(chosen[index], results[index])
+        left = [index for index in survivors if results[index].verdict == "survived" and _is_about_types(chosen[index])]
+        if left:
+            with contextlib.suppress(ValueError):
+                half = Bench(folder, specs.read(name, root), models_dir, "bfloat16", extra_cases)
+                half.sites()
+                for index, result in zip(left, half.judge([chosen[index] for index in left])):
+                    if result.verdict != "survived":
+                        results[index] = result.model_copy(update={"case": f"{result.case} (bfloat16)"})
+    report.mutants = results
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def choose(mutants: Sequence[Mutant], count: int, seed: str) -> list[Mutant]:
+    """All known bugs, and ``count`` generic faults: one of each mutator in turn, at places drawn by the seed."""
+    drawn = random.Random(seed)
+    heaps: dict[str, list[Mutant]] = defaultdict(list)
+    for mutant in mutants:
+        if not mutant.bug:
+            heaps[mutant.mutator].append(mutant)
+    for heap in heaps.values():
+        drawn.shuffle(heap)
+    chosen: list[Mutant] = []
+    while len(chosen) < count and any(heaps.values()):
+        chosen += [heap.pop() for heap in heaps.values() if heap][: count - len(chosen)]
+    return [mutant for mutant in mutants if mutant.bug] + chosen
+
+
+class Bench:
+    """A reference that has run, and a port to plant faults into."""
+
+    def __init__(
+        self, folder: Path, spec: specs.Spec, models_dir: str | Path | None, dtype: str, extra: Sequence[Case] = ()
+    ) -> None:
+        self.reference = Reference(folder, "cpu", getattr(torch, dtype))
+        self.spec, self.tensors = spec, _load_tensors(spec)
+        self.workshop = Workshop(folder, models_dir, dtype)
+        own = [Case(**case) for case in spec.cases]
+        with small_areas(self.reference.pipeline):
+            embeddings = embeddings_case(self.reference, spec.inputs, self.tensors)
+        call = type(self.reference.pipeline).__call__
+        own += [embeddings] if embeddings is not None else []
+        own += hard_cases(call, spec.inputs, embeddings, self.tensors)
+        self.cases = build_cases(call, spec.inputs, _default_size(self.reference), [*own, *extra])
+        self.methods = stage_methods(self.reference.pipeline) & stage_methods(self.workshop.omni.pipeline)
+        self.recipes = {case.name: case.recipe(spec.inputs) for case in self.cases}
+        self.captures: dict[str, Capture] = {}
+        self.initial = dict(vars(self.reference.pipeline))
+        with small_areas(self.reference.pipeline):
+            for case in self.cases:
+                with restored(self.reference.pipeline, dict(self.initial)):
+                    self.captures[case.name] = self._run(self.reference, case)
+        self.turns = self._turn_calls()
+        self.reach: dict[str, set[tuple[str, int]]] = {}
+        """The lines (module, number) of the port that each case runs; under "" those that loading runs."""
+
+    def _run(self, side: Any, case: Case) -> Capture:
+        return side.run(decode(self.recipes[case.name], self.tensors), self.methods, case.first_call_only)
+
+    def _turn_calls(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Recipes of requests to take turns, and what the reference made of each alone."""
+        plain = dict(self.spec.inputs)
+        steps = plain.get("num_inference_steps")
+        if not isinstance(steps, int) or self.captures["plain"].error or self.captures["plain"].stopped:
+            return []
+        longer = Case(name="longer", changes={"num_inference_steps": steps + 2})
+        self.recipes["longer"] = longer.recipe(plain)
+        with small_areas(self.reference.pipeline), restored(self.reference.pipeline, dict(self.initial)):
+            other = self._run(self.reference, longer)
+        if other.error or other.stopped:
+            return []
+        outputs = [_output(self.captures["plain"]), _output(other)]
+        return list(zip((self.recipes["plain"], self.recipes["longer"]), outputs, strict=True))
+
+    def sites(self) -> tuple[list[Mutant], int]:
+        """The faults that some case reaches, and the number of those that none does.
+
+        Raises:
+            ValueError: the port without faults does not pass.
+        """
+        first = next(iter(self.workshop.modules))
+        for case in [*self.cases, None]:  # each on a port of its own: what one call keeps, the next does not compute
+            label = case.name if case else _TURNS
+            with contextlib.ExitStack() as stack:
+                with _traced(self.workshop, self.reach, ""):
+                    port = stack.enter_context(self.workshop.planted(first, self.workshop.source(first)))
+                with _traced(self.workshop, self.reach, label):
+                    stage = self._differs(port, case)
+            if stage:
+                raise ValueError(f"the port is not at parity, so no fault can be told: {label}: {stage}")
+        reached = set().union(*self.reach.values())
+        found = [m for name in self.workshop.modules for m in find_mutants(self.workshop.source(name), name)]
+        kept = [m for m in found if not m.lines or any((m.module, line) in reached for line in m.lines)]
+        return kept, len(found) - len(kept)
+
+    def judge(self, mutants: Sequence[Mutant]) -> list[MutantResult]:
+        """Try each fault; now and then, that the port without faults still passes."""
+        results: list[MutantResult] = []
+        clean = 0
+        for number, mutant in enumerate(mutants, 1):
+            results.append(self.attempt(mutant))
+            if number % _CHECK_EVERY == 0 or number == len(mutants):
+                if not self._still_passes():  # a fault changed what all share
+                    self.workshop.forget()
+                    results[clean:] = [self._alone(each) for each in mutants[clean:number]]
+                clean = number
+        return results
+
+    def _alone(self, mutant: Mutant) -> MutantResult:
+        self.workshop.forget()
+        result = self.attempt(mutant)
+        self.workshop.forget()
+        return result
+
+    def _still_passes(self) -> bool:
+        with self.workshop.planted() as port:
+            return not self._differs(port, self.cases[0]) and not self._differs(port, self.cases[-1])
+
+    def attempt(self, mutant: Mutant, source: bytes | None = None) -> MutantResult:
+        """Plant one fault and run the cases that reach it, until one differs."""
+        started = time.perf_counter()
+        if source is None:
+            source = apply(self.workshop.source(mutant.module), mutant.edits)
+        result = MutantResult.of(mutant)
+        try:
+            with _time_limit(_SECONDS * 3):
+                result.verdict, result.case, result.stage = self._verdict(mutant, source)
+        except Inapplicable as error:
+            result.verdict, result.reason = "unreached", str(error)
+        except _TooLong:
+            result.verdict, result.case, result.stage = "killed", "", "does not end"
+        result.seconds = round(time.perf_counter() - started, 3)
+        return result
+
+    def _verdict(self, mutant: Mutant, source: bytes) -> tuple[Any, str, str]:
+        with contextlib.ExitStack() as stack:
+            try:
+                port = stack.enter_context(self.workshop.planted(mutant.module, source))
+                weights = check_weights(self.reference.pipeline, port.pipeline)
+            except Exception as error:
+                return "does not load", "", f"{type(error).__name__}: {rejection(error)}"[:160]
+            if not weights.passed:
+                return "killed", "", f"weights: {weights.summary()}"[:160]
+            for case in self._order(mutant):
+                stage = self._differs(port, case)
+                if stage:
+                    return "killed", case.name if case else _TURNS, stage
+        return "survived", "", ""
+
+    def _order(self, mutant: Mutant) -> Iterator[Case | None]:
+        """The cases that reach a fault; None stands for requests in turns."""
+        lines = {(mutant.module, line) for line in mutant.lines}
+        for case in [*self.cases, None]:
+            label = case.name if case else _TURNS
+            at_load = not lines or lines & self.reach.get("", set())
+            if at_load or lines & self.reach.get(label, set()):
+                yield case
+
+    def _differs(self, port: Port, case: Case | None) -> str:
+        """The first stage at which the port does not do what the reference did; empty if it does."""
+        initial = dict(vars(port.pipeline))
+        with small_areas(self.reference.pipeline, port.pipeline), restored(port.pipeline, initial):
+            if case is None:
+                return self._turns_differ(port)
+            first = self.captures[case.name]
+            theirs = self._run(port, case)
+        if first.error is not None:
+            alike = theirs.error is not None and rejection(first.error) in rejection(theirs.error)
+            return "" if alike else "refusal"
+        found = first_difference(compare(first, theirs))
+        if found is not None:
+            return found.stage
+        return f"raises {type(theirs.error).__name__}" if theirs.error is not None else ""
+
+    def _turns_differ(self, port: Port) -> str:
+        if not self.turns or not can_take_turns(port):
+            return ""
+        torch.manual_seed(0)
+        try:
+            outputs = in_turns(port, [decode(recipe, self.tensors) for recipe, _ in self.turns])
+        except Exception as error:
+            return f"raises {type(error).__name__}"
+        same = all(same_leaves(alone, output) for (_, alone), output in zip(self.turns, outputs, strict=True))
+        return "" if same else "output"
+
+    def explain(self, mutant: Mutant, result: MutantResult) -> MutantResult:
+        """Whether a fault survived because nothing uses the value that it changes."""
+        if len(mutant.edits) == 1:
+            start, end = min(e.start for e in mutant.edits), max(e.end for e in mutant.edits)
+            source = self.workshop.source(mutant.module)
+            poisoned = source[:start] + _UNUSED.encode() + source[end:]
+            if self.attempt(mutant, poisoned).verdict == "survived":
+                result.verdict = "unreached"
+                result.reason = "no case uses the value: one that raises when it is used changes nothing"
+            elif mutant.bug and not mutant.is_default:
+                before, [edit] = source[start:end].decode(), mutant.edits
+                both = f"{_HELPER}.same(({before}), ({edit.text}))"
+                if self.attempt(mutant, source[:start] + both.encode() + source[end:]).verdict == "survived":
+                    result.verdict = "equivalent"
+                    result.reason = "both texts have the same value wherever a case evaluates them: nothing to see"
+        return result
+
+
+def _output(capture: Capture) -> dict[str, Any]:
+    return next(event.values for event in capture.events if event.name == "output")
+
+
+def _is_about_types(mutant: Mutant) -> bool:
+    return any(word in mutant.before for word in ("dtype", "float", ".to(", "type_as")) or mutant.bug == 9
+
+
+class _TooLong(BaseException):
+    """A fault made a loop that does not end."""
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: int) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise _TooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def _traced(workshop: Workshop, reach: dict[str, set[tuple[str, int]]], label: str) -> Iterator[None]:
+    """Note the lines of the port that run in the block."""
+    files = {str(file): name for name, file in workshop.modules.items()}
+    seen = reach.setdefault(label, set())
+
+    def line(frame: Any, event: str, _: Any) -> Any:
+        if event == "line":
+            seen.add((files[frame.f_code.co_filename], frame.f_lineno))
+        return line
+
+    def call(frame: Any, event: str, _: Any) -> Any:
+        return line if frame.f_code.co_filename in files else None
+
+    before = sys.gettrace()
+    sys.settrace(call)
+    try:
+        yield
+    finally:
+        sys.settrace(before)

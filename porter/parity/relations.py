@@ -1,0 +1,120 @@
+"""What must hold of a port whatever diffusers says: two runs of it that have to agree.
+
+A relation that diffusers' own pipeline does not keep (prompts that are padded to the longest of a batch, say) is no
+property of the pipeline, and is not asked of the port.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from porter.parity.cases import SECOND_PROMPT
+from porter.parity.flatten import to_numpy
+from porter.parity.recipes import decode
+from porter.parity.results import CaseResult
+from porter.parity.sides import Port, Side
+from porter.parity.turns import can_take_turns, in_turns, same_leaves
+
+Leaves = Mapping[str, Any]
+
+# Kernels sum in another order when a batch is larger; a mistake is larger by orders of magnitude.
+_BATCH_TOLERANCE = 1e-4
+
+
+def check_relations(
+    inputs: Mapping[str, Any],
+    tensors: dict[str, torch.Tensor],
+    reference: Side,
+    port: Side,
+    load: Callable[[Path], Side],
+) -> list[CaseResult]:
+    """One result per relation that can be asked of the pipeline.
+
+    Args:
+        inputs: recipe of the plain call.
+        tensors: what recipes name.
+        reference: diffusers.
+        port: the port.
+        load: makes the port of a checkpoint folder.
+    """
+    first = {**inputs, **({"output_type": "np"} if "output_type" in inputs else {})}
+    second = {**first}
+    if isinstance(first.get("prompt"), str):
+        second["prompt"] = SECOND_PROMPT
+    if isinstance(first.get("num_inference_steps"), int):
+        second["num_inference_steps"] = first["num_inference_steps"] + 1
+
+    def output(side: Side, recipe: Mapping[str, Any]) -> Leaves:
+        capture = side.run(decode(dict(recipe), tensors), set())
+        if capture.error is not None:
+            raise capture.error
+        return next((event.values for event in capture.events if event.name == "output"), {})
+
+    def order(side: Side) -> bool:
+        one = [output(side, first), output(side, second)]
+        other = [output(side, second), output(side, first)]
+        return all(map(same_leaves, one, reversed(other)))
+
+    def batch(side: Side) -> bool:
+        prompts = [first["prompt"], SECOND_PROMPT]
+        seeds = [{"$generator": 1}, {"$generator": 2}]
+        negative = first.get("negative_prompt")
+        both = {**first, "prompt": prompts, "generator": seeds}
+        if isinstance(negative, str):
+            both["negative_prompt"] = [negative, negative]
+        whole = output(side, both)
+        parts = [output(side, {**first, "prompt": p, "generator": s}) for p, s in zip(prompts, seeds, strict=True)]
+        return all(_near(whole[name], [part[name] for part in parts]) for name in whole)
+
+    def reloaded(_: Side) -> bool:
+        with tempfile.TemporaryDirectory(prefix="porter-saved-") as folder:
+            reference.pipeline.save_pretrained(folder)
+            return same_leaves(output(port, first), output(load(Path(folder)), first))
+
+    def turns(side: Side) -> bool:
+        alone = [output(side, first), output(side, second)]
+        if not isinstance(side, Port):
+            return True
+        together = in_turns(side, [decode(dict(recipe), tensors) for recipe in (first, second)])
+        return all(map(same_leaves, alone, together))
+
+    results = [_judge("the order of requests does not matter", order, reference, port)]
+    if isinstance(first.get("prompt"), str) and "generator" in first:
+        results.append(_judge("a batch of two is two singles", batch, reference, port))
+    results.append(_judge("saved and reloaded is as before", reloaded, reference, port))
+    if isinstance(port, Port) and can_take_turns(port):
+        results.append(_judge("requests in turns are as each alone", turns, reference, port))
+    return [result for result in results if result is not None]
+
+
+def _judge(name: str, holds: Callable[[Side], bool], reference: Side, port: Side) -> CaseResult | None:
+    """How a relation stands; None if diffusers does not keep it."""
+    error = ""
+    try:
+        kept = holds(port)
+    except Exception as problem:
+        kept, error = False, f"{type(problem).__name__}: {problem}"
+    if not kept:
+        try:
+            if not holds(reference):
+                return None
+        except Exception:
+            return None
+    return CaseResult(
+        name=name, description="of the port alone", verdict="parity" if kept else "differs", port_error=error
+    )
+
+
+def _near(whole: Any, parts: list[Any]) -> bool:
+    joined = np.concatenate([to_numpy(part) for part in parts])
+    array = to_numpy(whole)
+    if array.shape != joined.shape:
+        return False
+    scale = max(float(np.abs(joined.astype(np.float64)).max()), 1e-12)
+    return bool(np.abs(array.astype(np.float64) - joined).max() <= _BATCH_TOLERANCE * scale)

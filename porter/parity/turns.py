@@ -1,0 +1,64 @@
+"""Requests that take turns through a port's steps: each must come out as if it were alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from porter.parity.flatten import to_numpy
+from porter.parity.request import to_request
+from porter.parity.sides import Port, final_leaves
+from porter.runtime.diffusion.distributed.utils import set_local_device
+from porter.runtime.diffusion.models.interface import supports_step_execution
+from porter.runtime.diffusion.worker.utils import StepRequestState
+from porter.runtime.outputs import OmniRequestOutput
+
+
+def can_take_turns(port: Port) -> bool:
+    """Whether the port runs requests step by step."""
+    return supports_step_execution(port.pipeline)
+
+
+def in_turns(port: Port, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Run several calls step by step, one step of each in turn, each joining a step after the one before it.
+
+    Returns:
+        The arrays of each call's output, as :func:`porter.parity.sides.final_leaves` gives them.
+    """
+    omni, pipeline = port.omni, port.pipeline
+    waiting: list[Any] = []
+    running: list[Any] = []
+    results: dict[int, dict[str, Any]] = {}
+    for index, call in enumerate(calls):
+        [(request, original)] = omni._requests(*to_request(call))
+        waiting.append((index, request, original))
+    with torch.no_grad(), set_local_device(omni.device):
+        while waiting or running:
+            if waiting:
+                index, request, original = waiting.pop(0)
+                if omni._loaded.pre_process is not None:
+                    request = omni._loaded.pre_process(request)
+                omni._seed(request.sampling_params)
+                state = StepRequestState(request.request_id, request.sampling_params, request.prompt)
+                running.append((index, request, original, pipeline.prepare_encode(state)))
+            for item in list(running):
+                index, request, original, state = item
+                if not state.denoise_completed:
+                    pipeline.step_scheduler(state, pipeline.denoise_step(None, states=[state]))
+                if state.denoise_completed or not state.total_steps:
+                    running.remove(item)
+                    output = pipeline.post_decode(state)
+                    result = OmniRequestOutput(request_id=request.request_id, prompt=original, output=output.output)
+                    result.set_media(omni._post_process(request, output))
+                    results[index] = final_leaves(result.media())
+    return [results[index] for index in range(len(calls))]
+
+
+def same_leaves(mine: Mapping[str, Any], its: Mapping[str, Any]) -> bool:
+    """Whether two outputs are equal, bit for bit."""
+    if mine.keys() != its.keys():
+        return False
+    pairs = ((to_numpy(mine[name]), to_numpy(its[name])) for name in mine)
+    return all(a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all()) for a, b in pairs)
