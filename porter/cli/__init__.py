@@ -12,6 +12,7 @@ from porter.cli.common import Failure, complain
 from porter.cli.convert import convert
 from porter.cli.diff import diff
 from porter.cli.explain import explain
+from porter.cli.export import export
 from porter.cli.listing import list_
 from porter.cli.parity import parity
 from porter.cli.run import run
@@ -35,6 +36,7 @@ app.command("diff", short_help="diffusers against its port, with the rules")(dif
 app.command("explain", short_help="a rule, a pipeline, or a line of a port")(explain)
 app.command("parity", short_help="do diffusers and port compute the same?")(parity)
 app.command("run", short_help="generate with a port")(run)
+app.command("export", short_help="deliver ports into vLLM-Omni's source tree")(export)
 app.command("upgrade", short_help="what another diffusers changes")(upgrade)
 
 # typer carries its own click, or imports one, as its version will; the base of this class is the same in both.
