@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import libcst as cst
 from libcst.helpers import parse_template_module
+from libcst.metadata import MetadataWrapper, PositionProvider
 
 from porter.export import ExportError
 
@@ -54,27 +55,26 @@ def set_entry(text: str, table: str, key: str, value: str, after: Sequence[str] 
 
 
 def remove_entry(text: str, table: str, key: str) -> str:
-    """Take the entry of a name out of a table; the text itself if there is none, or no such table.
+    """Take the entry of a name out of a table, by its lines; the text itself if there is none, or no such table.
 
     Args:
         text: of the file.
         table: the name that the dict literal is bound to.
         key: of the entry.
     """
-    module = cst.parse_module(text)
+    wrapper = MetadataWrapper(cst.parse_module(text), unsafe_skip_copy=True)
     try:
-        literal = _find(module, table)
+        elements = _find(wrapper.module, table).elements
     except ExportError:
         return text
-    elements = list(literal.elements)
-    names = [_key(element) for element in elements]
-    if key not in names:
-        return text
-    at = names.index(key)
-    removed = elements.pop(at)
-    if at == len(elements) and elements:  # what came before it is the last one now
-        elements[-1] = elements[-1].with_changes(comma=removed.comma)
-    return _with(module, literal, elements)
+    places = wrapper.resolve(PositionProvider)
+    lines = text.splitlines(keepends=True)
+    for element in elements:
+        if _key(element) == key and isinstance(element, cst.DictElement):
+            first = places[element.key].start.line - 1
+            own = wrapper.module.code_for_node(element.with_changes(comma=cst.Comma()))
+            del lines[first : first + own.count("\n") + 1]
+    return "".join(lines)
 
 
 def add_lines(text: str, lines: str, after: str) -> str:

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import porter
-from porter.emit.format import formatted
 from porter.emit.templates import fill
 from porter.export.checkout import Checkout
-from porter.export.folder import LINE_LENGTH, SPDX
+from porter.export.style import styled
 from porter.omni.card import Card
 from porter.port import Port
 
@@ -96,7 +95,7 @@ def page_texts(exported: Exported, checkout: Checkout, read: Callable[[str], str
     }
     if not exported.checkpoint:  # nothing that such a test could load is known
         del scripts[f"tests/e2e/offline_inference/test_{stem}.py"]
-    files = {name: SPDX + text for name, text in formatted(scripts, LINE_LENGTH).items()}
+    files = styled(scripts)
     files[f"examples/online_serving/{stem}/run_server.sh"] = fill("export/run_server.sh.j2", **values)
     files[f"examples/online_serving/{stem}/README.md"] = fill("export/online.md.j2", **values)
     vendor = exported.checkpoint.partition("/")[0] or "Community"

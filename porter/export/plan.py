@@ -10,7 +10,7 @@ from porter.emit.write import place_files
 from porter.export import ExportError
 from porter.export.checkout import METADATA, REGISTRY, Checkout
 from porter.export.evidence import measured
-from porter.export.folder import MARK, module_texts, package_text, place
+from porter.export.folder import MARK, missing_imports, module_texts, package_text, place
 from porter.export.pages import Exported, checkpoint_of, page_texts, pull_request
 from porter.export.tables import extra_arguments, extras, family_of, metadata_text, registry_text, replaced
 from porter.omni.card import card_of
@@ -72,6 +72,12 @@ def plan_export(converter: Converter, names: Sequence[str], checkout: Checkout) 
         exported = _exported(converter, name, checkout)
         port, card, folder = exported.port, exported.card, exported.folder
         modules = module_texts(port, card, folder, exported.warm_up)
+        missing = missing_imports(modules, converter.target.symbols)
+        if missing:
+            raise ExportError(
+                f"{port.name} needs what vLLM-Omni {checkout.version} and the diffusers that it pins do not have "
+                f"({_listed(missing)}): export it from that diffusers (--source), or report it as a defect of porter"
+            )
         plan.files |= modules
         init = f"vllm_omni/diffusion/models/{folder}/__init__.py"
         plan.files[init] = package_text(checkout, folder, plan.files)

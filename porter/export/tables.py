@@ -9,8 +9,9 @@ from porter.emit.format import formatted
 from porter.emit.templates import fill
 from porter.export import ExportError
 from porter.export.checkout import EXTRAS, PACKAGE, REGISTRY, Checkout
-from porter.export.folder import LINE_LENGTH, MARK, MODELS, SPDX
+from porter.export.folder import MARK, MODELS
 from porter.export.insert import add_import, add_lines, keys_of, remove_entry, set_entry
+from porter.export.style import LINE_LENGTH, SPDX
 from porter.omni.card import Card
 from porter.port import Port
 
