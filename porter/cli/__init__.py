@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
+from porter.cli.bench import bench
 from porter.cli.check import check
 from porter.cli.common import Failure, complain
 from porter.cli.convert import convert
@@ -36,6 +37,7 @@ app.command("diff", short_help="diffusers against its port, with the rules")(dif
 app.command("explain", short_help="a rule, a pipeline, or a line of a port")(explain)
 app.command("parity", short_help="do diffusers and port compute the same?")(parity)
 app.command("run", short_help="generate with a port")(run)
+app.command("bench", short_help="time a port against diffusers")(bench)
 app.command("export", short_help="deliver ports into vLLM-Omni's source tree")(export)
 app.command("upgrade", short_help="what another diffusers changes")(upgrade)
 

@@ -210,6 +210,7 @@ def print_model(model: BaseModel) -> None:
 
 def outputs() -> dict[str, Any]:
     """The form of each command's output."""
+    from porter.bench.results import BenchReport
     from porter.parity.results import ParityReport
     from porter.review.diff import PortDiff
     from porter.upgrade import Upgrade
@@ -223,4 +224,5 @@ def outputs() -> dict[str, Any]:
         "export": ExportOutput,
         "parity": ParityReport,
         "upgrade": Upgrade,
+        "bench": BenchReport,
     }
