@@ -11,6 +11,8 @@ from porter.cli.common import (
     Failure,
     Json,
     ModelsDir,
+    Quiet,
+    Verbose,
     bad_input,
     check_device,
     check_dtype,
@@ -45,6 +47,8 @@ def bench(
     plot: Plot = None,
     models_dir: ModelsDir = None,
     json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Time diffusers and a port by turns: a step of the denoiser, a whole call, the peak of memory."""
     check_dtype(dtype)
@@ -54,7 +58,8 @@ def bench(
     if plot is not None and not plot.resolve().parent.is_dir():
         raise Failure(f"--plot {plot}: there is no folder {plot.parent}")
     hush_libraries()
-    hush_warnings()
+    if not verbose:
+        hush_warnings()
     from porter.bench.measure import bench as measure
     from porter.bench.plot import write_plot
     from porter.parity.checkpoint import SpecError
@@ -78,6 +83,7 @@ def bench(
         from porter.cli.schema import print_model
 
         print_model(report)
+    if json or quiet:
         return
     from rich.table import Table
 

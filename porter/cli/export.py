@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from porter.cli.common import Json, Quiet, Source, bad_input, complete_pipeline
+from porter.cli.common import Json, Quiet, Source, Verbose, bad_input, complete_pipeline
 
 Names = Annotated[
     list[str],
@@ -26,6 +26,7 @@ def export(
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Deliver ports into a source tree of vLLM-Omni: model, tables, tests, examples, recipe, PULL_REQUEST.md."""
     from porter.emit.format import FormatError
@@ -73,6 +74,8 @@ def export(
         for model in plan.models:
             instead = f", in the place of {model.replaces}" if model.replaces else ""
             print(f"{model.port.name}: vllm_omni/diffusion/models/{model.folder}{instead}")
+            for name, state in sorted(model.port.features.items()) if verbose else ():
+                print(f"  {name}: {state}")
         for name in differing:
             print(f"  {into / name}")
         for name in sorted(plan.backups):
