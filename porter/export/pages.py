@@ -93,7 +93,7 @@ def page_texts(exported: Exported, checkout: Checkout, read: Callable[[str], str
         f"tests/e2e/offline_inference/test_{stem}.py": fill("export/test_e2e.py.j2", **values),
         f"examples/offline_inference/{stem}/{stem}.py": port.texts[f"examples/{stem}.py"],
     }
-    if not exported.checkpoint:  # nothing that such a test could load is known
+    if not exported.checkpoint or exported.card.image_input:  # what such a test would load, or show it, is not known
         del scripts[f"tests/e2e/offline_inference/test_{stem}.py"]
     files = styled(scripts)
     files[f"examples/online_serving/{stem}/run_server.sh"] = fill("export/run_server.sh.j2", **values)
