@@ -73,7 +73,7 @@ def bench(
                 for pipeline, _ in sides.values():
                     for denoiser in _denoisers(pipeline):
                         # Its forward alone: what times a step stands around it, not in the graph.
-                        denoiser.forward = torch.compile(denoiser.forward)  # type: ignore[method-assign]
+                        denoiser.forward = torch.compile(denoiser.forward)
                 modes.append(_mode("compiled", sides, device, runs))
     return BenchReport(
         pipeline=name,
