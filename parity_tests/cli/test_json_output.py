@@ -81,7 +81,9 @@ def test_every_command_that_prints_json_is_described():
     assert with_json == set(outputs())
 
 
-@pytest.mark.parametrize("name", ["list", "convert", "check", "diff", "explain", "parity", "upgrade"])
+@pytest.mark.parametrize(
+    "name", ["list", "convert", "check", "diff", "explain", "parity", "upgrade", "export", "bench"]
+)
 def test_every_command_can_be_quiet(name):
     import typer
 

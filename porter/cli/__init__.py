@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 import typer
 
+from porter.cli.bench import bench
 from porter.cli.check import check
 from porter.cli.common import Failure, complain
 from porter.cli.convert import convert
 from porter.cli.diff import diff
 from porter.cli.explain import explain
+from porter.cli.export import export
 from porter.cli.listing import list_
 from porter.cli.parity import parity
 from porter.cli.run import run
@@ -41,6 +43,8 @@ app.command(
     short_help="serve a port, or diffusers itself",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(serve)
+app.command("bench", short_help="time a port against diffusers")(bench)
+app.command("export", short_help="deliver ports into vLLM-Omni's source tree")(export)
 app.command("upgrade", short_help="what another diffusers changes")(upgrade)
 
 # typer carries its own click, or imports one, as its version will; the base of this class is the same in both.

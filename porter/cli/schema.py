@@ -193,6 +193,46 @@ class RunOutput(Output):
     requests: list[RequestResult]
 
 
+class ExportedModel(Part):
+    """A model in the source tree of vLLM-Omni.
+
+    Attributes:
+        name: class name.
+        folder: below ``vllm_omni/diffusion/models``.
+        replaces: file of vLLM-Omni's own model of this pipeline; empty if it had none.
+        extra_arguments: that a request's body may have because the model says so.
+        features: what the port supports.
+        dropped: arguments and features that the port does not have.
+    """
+
+    name: str
+    folder: str
+    replaces: str
+    extra_arguments: list[str]
+    features: dict[str, str]
+    dropped: list[str]
+
+
+class ExportOutput(Output):
+    """``porter export --json``
+
+    Attributes:
+        checkout: the source tree.
+        vllm_omni: its version.
+        written: files that were written, relative to it; with ``--dry-run``, that would be.
+        backups: where what was replaced is kept.
+        dry_run: nothing was written.
+        models: in the order that was asked for.
+    """
+
+    checkout: str
+    vllm_omni: str
+    written: list[str]
+    backups: list[str]
+    dry_run: bool
+    models: list[ExportedModel]
+
+
 def print_model(model: BaseModel) -> None:
     """A model as indented JSON on stdout."""
     sys.stdout.write(model.model_dump_json(indent=2) + "\n")
@@ -200,6 +240,7 @@ def print_model(model: BaseModel) -> None:
 
 def outputs() -> dict[str, Any]:
     """The form of each command's output."""
+    from porter.bench.results import BenchReport
     from porter.parity.results import ParityReport
     from porter.review.diff import PortDiff
     from porter.upgrade import Upgrade
@@ -210,7 +251,9 @@ def outputs() -> dict[str, Any]:
         "check": CheckOutput,
         "diff": PortDiff,
         "explain": ExplainOutput,
+        "export": ExportOutput,
         "parity": ParityReport,
         "upgrade": Upgrade,
         "run": RunOutput,
+        "bench": BenchReport,
     }

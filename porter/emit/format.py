@@ -9,14 +9,15 @@ from pathlib import Path
 
 from ruff.__main__ import find_ruff_bin  # type: ignore[import-untyped]
 
-OPTIONS = ("--isolated", "--line-length", "119", "--target-version", "py311", "--no-cache", "--quiet")
+LINE_LENGTH = 119
+OPTIONS = ("--isolated", "--target-version", "py311", "--no-cache", "--quiet")
 
 
 class FormatError(RuntimeError):
     """Generated code that ruff cannot parse: a defect of a rule."""
 
 
-def format_folder(folder: Path) -> None:
+def format_folder(folder: Path, line_length: int = LINE_LENGTH) -> None:
     """Format all Python files below ``folder`` in place.
 
     Raises:
@@ -25,10 +26,11 @@ def format_folder(folder: Path) -> None:
     ruff = find_ruff_bin()
     # What counts as first-party is said here: ruff would look at the folders around the working directory.
     isort = ["--config", "src = []", "--config", 'lint.isort.known-first-party = ["porter", "vllm", "vllm_omni"]']
+    options = [*OPTIONS, "--line-length", str(line_length)]
     check = [
         ruff,
         "check",
-        *OPTIONS,
+        *options,
         *isort,
         "--select",
         "F401,I,W,E701,E711",
@@ -36,14 +38,14 @@ def format_folder(folder: Path) -> None:
         "--exit-zero",
         str(folder),
     ]
-    layout = [ruff, "format", *OPTIONS, str(folder)]
+    layout = [ruff, "format", *options, str(folder)]
     for command in (check, layout):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise FormatError(_first_error(folder) or done.stderr.strip())
 
 
-def formatted(texts: dict[str, str]) -> dict[str, str]:
+def formatted(texts: dict[str, str], line_length: int = LINE_LENGTH) -> dict[str, str]:
     """Texts as they are written, by file name.
 
     Raises:
@@ -56,7 +58,7 @@ def formatted(texts: dict[str, str]) -> dict[str, str]:
             path = Path(scratch, file)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        format_folder(Path(scratch))
+        format_folder(Path(scratch), line_length)
         return {file: Path(scratch, file).read_text("utf-8") for file in texts}
 
 

@@ -183,6 +183,18 @@ def write_files(folder: Path, files: dict[str, str]) -> list[Path]:
     return [folder / name for name in files]
 
 
+def place_files(folder: Path, files: dict[str, str]) -> None:
+    """Write ``files`` (relative path to text) below ``folder`` as they are, all of them or none.
+
+    Should the process be killed in between, the next one that writes there finishes the work.
+
+    Raises:
+        OutputError: the folder cannot be used, or a file does not lie in it.
+    """
+    with reserved(folder):
+        _stage(folder, files)
+
+
 def _stage(folder: Path, files: dict[str, str], seen: dict[str, str] | None = None) -> None:
     """Write files beside their place, then move them in.
 

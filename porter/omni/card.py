@@ -46,12 +46,24 @@ def read_card(folder: Path, name: str) -> Card:
     """The card of a port in a folder that ``porter convert -o`` wrote."""
     tables = read_registry(folder)
     entry: Any = tables["_DIFFUSION_MODELS"][name]
-    tree = ast.parse((folder / entry[0] / f"{entry[1]}.py").read_text("utf-8"))
-    cls = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == entry[2])
-    hook = tables["_DIFFUSION_POST_PROCESS_FUNCS"].get(name)
+    text = (folder / entry[0] / f"{entry[1]}.py").read_text("utf-8")
+    return card_of(text, entry[2], tables["_DIFFUSION_POST_PROCESS_FUNCS"].get(name), name)
+
+
+def card_of(text: str, class_name: str, hook: object, name: str = "") -> Card:
+    """The card of a port, from the text of its pipeline file.
+
+    Args:
+        text: of the file.
+        class_name: of the port's class in it.
+        hook: name of the factory of its post-processing hook, if it has one.
+        name: of the pipeline, if the class has another.
+    """
+    tree = ast.parse(text)
+    cls = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
     keys = {key for node in tree.body if getattr(node, "name", None) == hook for key in _returned_keys(node)}
     return Card(
-        name=name,
+        name=name or class_name,
         kind=next((kind for key, kind in _KINDS.items() if key in keys), "image"),
         image_input=any(_assigns(item, "support_image_input") for item in cls.body),
         arguments=frozenset(_arguments(cls)),
