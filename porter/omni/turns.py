@@ -34,9 +34,9 @@ def main() -> None:
     torch.set_num_threads(1)
     jobs = json.loads((args.work / "jobs.json").read_text())
     with (args.work / f"{args.mode}.{args.rank}.jsonl").open("a") as log:
-        for number, name in enumerate(jobs):
+        for name in jobs:
             try:
-                entry = alone(args.work, name) if args.mode == "one" else shared(args, name, args.port + number)
+                entry = alone(args.work, name) if args.mode == "one" else shared(args, name)
             except Exception as error:  # noqa: BLE001 - what goes wrong is a result
                 entry = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
             log.write(json.dumps({"pipeline": name, **entry}) + "\n")
@@ -75,7 +75,7 @@ def alone(work: Path, name: str) -> dict[str, Any]:
     return entry
 
 
-def shared(args: argparse.Namespace, name: str, port: int) -> dict[str, Any]:
+def shared(args: argparse.Namespace, name: str) -> dict[str, Any]:
     """The request whose result one rank left, with a rank for each branch of its guidance."""
     from porter.omni.ranks import Traffic
     from porter.omni.worker import OneWorker
@@ -86,7 +86,7 @@ def shared(args: argparse.Namespace, name: str, port: int) -> dict[str, Any]:
         return {"error": "did not run on one rank"}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = prepare(args.work, name, folder)
-        worker = OneWorker(checkpoint, rank=args.rank, parallel={"cfg_parallel_size": 2}, port=port)
+        worker = OneWorker(checkpoint, rank=args.rank, parallel={"cfg_parallel_size": 2}, port=args.port)
         try:
             align(worker.pipeline)
             traffic = Traffic()

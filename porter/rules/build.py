@@ -109,12 +109,12 @@ class Builder:
             visit(module, ())
         return [module for module in ordered if module in self._order]
 
-    def _add(self, definition: Definition, vendored: bool = False) -> str:
-        """Take a definition over; returns the name that it has in the port."""
+    def _add(self, definition: Definition, vendored: bool = False, called: str = "") -> str:
+        """Take a definition over; returns the name that it has in the port: ``called``, if the source renames it."""
         key = (definition.module.name, definition.name)
         if key in self._names:
             return self._names[key]
-        name = self._free_name(definition)
+        name = called or self._free_name(definition)
         self._names[key] = name
         if name in self._done:
             return name
@@ -194,14 +194,16 @@ class Builder:
             self.file.relative[bound] = module.removeprefix(".")
             return bound
         target = self.tree.resolve(module, name) if name and module.startswith("diffusers") else None
-        if target is None or bound != target.name:
+        # What is imported under another name stays so; only what the target's diffusers lacks is taken over.
+        if target is None or (bound != target.name and self.symbols.has(target.module.name, target.name)):
             place = (module, name) if target is None else (target.module.name, target.name)
             self.file.imports.setdefault(bound, place)
         elif self.must_inline(target):
             missing = not self.symbols.has(target.module.name, target.name)
             if missing:
                 self.file.vendored.append(f"{target.module.name}.{target.name}")
-            return self._add(target, vendored=missing and not (self._inline and self.converts(target)))
+            called = bound if bound != target.name else ""
+            return self._add(target, missing and not (self._inline and self.converts(target)), called)
         elif bound not in self._done:
             self.file.imports.setdefault(bound, (self._public_module(module, target), target.name))
         return bound

@@ -8,7 +8,7 @@ from typing import Any
 
 import libcst as cst
 
-from porter.rules.engine import arguments, code, names_in, names_read, nodes, to_ast
+from porter.rules.engine import arguments, code, names_in, names_read, nodes, to_ast, visit
 from porter.rules.fold import dotted, only
 
 
@@ -68,6 +68,9 @@ def find_loop(body: list[Any], denoisers: list[str]) -> Loop:
     dropped: list[Any] = []
     for item in loop.body.body:
         (dropped if _is_interrupt(item) or _is_progress(item) else kept).append(item)
+    kept = [visit(item, _WithoutProgress()) if "progress_bar" in names_in(item) else item for item in kept]
+    if any("progress_bar" in names_in(item) for item in kept):
+        raise NoSplit("the denoising loop reads its progress bar")
     _check_jumps(kept, flat[:at])
     first = _first_of_step(kept, denoisers)
     rest = [*flat[:at], *kept, *flat[at + 1 :]]
@@ -144,6 +147,16 @@ def _is_progress(item: Any) -> bool:
         return item.orelse is None and all(_is_progress(inner) for inner in item.body.body)
     text = code(item.with_changes(leading_lines=[])) if isinstance(item, cst.SimpleStatementLine) else ""
     return text.startswith(("progress_bar.", "xm.mark_step("))
+
+
+class _WithoutProgress(cst.CSTTransformer):
+    """Removes what moves the progress bar from among other statements."""
+
+    def leave_SimpleStatementLine(self, original: cst.SimpleStatementLine, updated: cst.SimpleStatementLine) -> Any:
+        return cst.RemoveFromParent() if _is_progress(original) else updated
+
+    def leave_IndentedBlock(self, original: cst.IndentedBlock, updated: cst.IndentedBlock) -> cst.IndentedBlock:
+        return updated if updated.body else updated.with_changes(body=[cst.parse_statement("pass")])
 
 
 def _check_jumps(kept: list[Any], before: list[Any]) -> None:
