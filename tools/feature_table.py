@@ -14,13 +14,14 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from porter.omni.rendezvous import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 EVIDENCE = ROOT / "porter" / "parity" / "data" / "features.json"
@@ -140,12 +141,6 @@ def versions(python: str) -> dict[str, str]:
     code = "from importlib.metadata import version; print(version('vllm-omni'))"
     engine = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     return {"diffusers": diffusers.__version__, "vllm_omni": engine}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])
 
 
 def page() -> str:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from porter.omni.rendezvous import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 EVIDENCE = ROOT / "porter" / "parity" / "data" / "features.json"
@@ -100,12 +101,6 @@ def start(work: Path, python: str, mode: str, rank: int, port: int = 0) -> subpr
     command += ["--port", str(port)]
     with (work / f"{mode}.{rank}.log").open("ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])
 
 
 def finish(processes: list[subprocess.Popen[bytes]]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-import socket
 import sys
 import uuid
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import torch
 
 from porter.omni import require_engine
 from porter.omni.log import logger
+from porter.omni.rendezvous import free_port
 
 
 class OneWorker:
@@ -62,7 +62,7 @@ class OneWorker:
             num_gpus=math.prod((parallel or {}).values()),
             parallel_config=DiffusionParallelConfig(**(parallel or {})),
             enforce_eager=True,
-            master_port=port or _free_port(),
+            master_port=port or free_port(),
             step_execution=step_execution > 0,
             max_num_seqs=max(step_execution, 1),
         )
@@ -167,9 +167,3 @@ def _resolve(name: str) -> Any:
     from vllm.utils.import_utils import resolve_obj_by_qualname
 
     return resolve_obj_by_qualname(name)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])

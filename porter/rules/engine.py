@@ -18,6 +18,7 @@ from porter.rules.history import Recorder
 # Rules find their tools here, whichever file holds them.
 from porter.rules.trees import code as code
 from porter.rules.trees import identifiers as identifiers
+from porter.rules.trees import names_bound as names_bound
 from porter.rules.trees import names_in as names_in
 from porter.rules.trees import names_read as names_read
 from porter.rules.trees import nodes as nodes

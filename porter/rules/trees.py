@@ -154,6 +154,13 @@ def names_read(node: cst.CSTNode) -> frozenset[str]:
     return frozenset(n.id for n in found)
 
 
+@lru_cache(maxsize=512)
+def names_bound(node: cst.CSTNode) -> frozenset[str]:
+    """Variables bound anywhere in ``node``."""
+    found = (n for n in ast.walk(to_ast(node)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+    return frozenset(n.id for n in found)
+
+
 @lru_cache(maxsize=1024)
 def identifiers(node: cst.CSTNode) -> frozenset[str]:
     """All identifiers anywhere in ``node``, whatever they stand for."""

@@ -19,7 +19,7 @@ from porter.rules.engine import (
     Rule,
     code,
     make_call,
-    method,
+    names_bound,
     names_in,
     names_read,
     nodes,
@@ -458,8 +458,7 @@ def _binds_names(item: Any) -> bool:
 
 
 def _bound(items: list[Any]) -> set[str]:
-    found = (n for item in items for n in ast.walk(to_ast(item)))
-    return {n.id for n in found if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return {name for item in items for name in names_bound(item)}
 
 
 def _reads(items: list[Any]) -> set[str]:
@@ -468,8 +467,3 @@ def _reads(items: list[Any]) -> set[str]:
 
 def _with_comments(new: list[Any], old: Any) -> list[Any]:
     return [new[0].with_changes(leading_lines=old.leading_lines), *new[1:]]
-
-
-def with_mixin(node: cst.ClassDef) -> bool:
-    """Whether a ported class guides through the engine."""
-    return method(node, "combine_cfg_noise") is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 import libcst as cst
 
-from porter.rules.engine import arguments, code, names_in, names_read, nodes, to_ast, visit
+from porter.rules.engine import arguments, code, names_bound, names_in, names_read, nodes, to_ast, visit
 from porter.rules.fold import dotted, only
 
 
@@ -200,7 +200,7 @@ def _first_of_step(body: list[Any], denoisers: list[str]) -> int:
     first = stepping[0]
     # What only prepares the scheduler step goes with it, back to the last statement that makes what it is given.
     given = {name for call in nodes(body[first], cst.Call) if _is_step(call) for name in names_in(call.args[0].value)}
-    while first - 1 > last and not _bound(body[first - 1]) & given:
+    while first - 1 > last and not names_bound(body[first - 1]) & given:
         first -= 1
     return first
 
@@ -219,13 +219,9 @@ def _handed(step: list[Any]) -> tuple[frozenset[str], str]:
     return frozenset(names_in(prediction)), names[0]
 
 
-def _bound(item: Any) -> set[str]:
-    return {n.id for n in ast.walk(to_ast(item)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-
-
 def _binds_only(item: Any, names: set[str]) -> bool:
     """A plain assignment of nothing but variables that no one reads."""
     tree = to_ast(item).body
     if len(tree) != 1 or not isinstance(tree[0], ast.Assign):
         return False
-    return bool(_bound(item)) and _bound(item) <= names and isinstance(tree[0].targets[0], ast.Name)
+    return bool(names_bound(item)) and names_bound(item) <= names and isinstance(tree[0].targets[0], ast.Name)
