@@ -6,7 +6,7 @@ import re
 
 import porter
 from porter.rules.build import PortedFile
-from porter.rules.trees import code
+from porter.rules.text import code
 from porter.source import SourceTree
 from porter.source.tree import PACKAGE
 from porter.targets import Target

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from porter.source import SourceError
+from porter.source.walk import walk
 
 # Modules that need no looking at, with what lies below them.
 STANDARD = """
@@ -123,7 +124,7 @@ class _Walk(ast.NodeVisitor):
         self._names: dict[str, str] = {}
 
     def visit_Module(self, node: ast.Module) -> None:
-        for item in ast.walk(node):  # imports inside functions too, wherever their names are used
+        for item in walk(node):  # imports inside functions too, wherever their names are used
             if isinstance(item, ast.Import):
                 self._names |= {a.asname or a.name.split(".")[0]: _bound(a) for a in item.names}
             elif isinstance(item, ast.ImportFrom) and not item.level:

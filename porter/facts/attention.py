@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from porter.source import Definition, SourceModule, SourceTree
+from porter.source.walk import walk
 
 CLASSIC = "diffusers.models.attention_processor.Attention"
 DISPATCH = "dispatch_attention_fn"
@@ -71,7 +72,7 @@ def is_attention_module(node: ast.ClassDef) -> bool:
 
 
 def processor_calls(function: ast.AST) -> list[ast.Call]:
-    return [n for n in ast.walk(function) if isinstance(n, ast.Call) and ast.unparse(n.func) == "self.processor"]
+    return [n for n in walk(function) if isinstance(n, ast.Call) and ast.unparse(n.func) == "self.processor"]
 
 
 def processor_plan(
@@ -109,7 +110,7 @@ def processor_plan(
 
 def _is_inspected(module: SourceModule, node: ast.ClassDef) -> bool:
     """Whether code outside the attention classes reads or sets ``<module>.processor``."""
-    for other in ast.walk(module.tree):
+    for other in walk(module.tree):
         if not isinstance(other, ast.Attribute) or other.attr not in ("processor", "set_processor"):
             continue
         if ast.unparse(other.value) != "self":
@@ -121,7 +122,7 @@ def _default_processor(node: ast.ClassDef, init: ast.FunctionDef | None) -> str 
     for item in node.body:
         if isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) == "_default_processor_cls":
             return item.value.id if isinstance(item.value, ast.Name) else None
-    for call in ast.walk(init) if init else ():
+    for call in walk(init) if init else ():
         # `self.set_processor(P())`, `processor = P()`, `self.processor = processor or P()`
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and "Processor" in call.func.id:
             return call.func.id
@@ -129,7 +130,7 @@ def _default_processor(node: ast.ClassDef, init: ast.FunctionDef | None) -> str 
 
 
 def _constructions(module: SourceModule, name: str) -> Iterator[ast.Call]:
-    for node in ast.walk(module.tree):
+    for node in walk(module.tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
             yield node
 
@@ -144,7 +145,7 @@ def _why_not_foldable(processor: ast.ClassDef, attention: ast.ClassDef) -> str:
     owner = call.args.args[0].arg
     state = {
         n.attr
-        for n in ast.walk(call)
+        for n in walk(call)
         if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == owner
     } - DISPATCH_STATE
     if state:
@@ -159,7 +160,7 @@ def _why_not_foldable(processor: ast.ClassDef, attention: ast.ClassDef) -> str:
 def sites(function: ast.AST, owners: tuple[str, ...] = ("attn", "self")) -> list[Site]:
     """Attention calls below ``function``, in source order."""
     found = []
-    for node in ast.walk(function):
+    for node in walk(function):
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in (DISPATCH, SDPA):
             found.append(describe_site(node, owners))
     return sorted(found, key=lambda site: site.line)
@@ -205,7 +206,7 @@ def _no_dropout(node: ast.expr | None) -> bool:
 
 
 def _belongs_to(node: ast.expr, owners: tuple[str, ...]) -> bool:
-    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    names = {n.id for n in walk(node) if isinstance(n, ast.Name)}
     return bool(names) and names <= {*owners, "math"}
 
 
@@ -232,7 +233,7 @@ def sizes(init: ast.FunctionDef) -> Sizes | None:
 
 def _self_attributes(init: ast.FunctionDef) -> dict[str, ast.expr]:
     found = {}
-    for node in ast.walk(init):
+    for node in walk(init):
         if isinstance(node, ast.Assign):
             for target in node.targets:
                 if isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self":
@@ -269,7 +270,7 @@ def constant_parameters(module: SourceModule, name: str) -> dict[str, ast.expr]:
             return {}
         given = {keyword.arg for keyword in call.keywords} | {arg.arg for arg in args[: len(call.args)]}
         constant = {key: value for key, value in constant.items() if key not in given}
-    assigned = {n.id for n in ast.walk(init) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    assigned = {n.id for n in walk(init) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     return {key: value for key, value in constant.items() if key not in assigned}
 
 
@@ -278,7 +279,7 @@ def uses_attention(definition: Definition) -> bool:
     names = definition.module.imports
     if isinstance(definition.node, ast.ClassDef) and is_attention_module(definition.node):
         return True
-    for node in ast.walk(definition.node):
+    for node in walk(definition.node):
         if isinstance(node, ast.Name) and node.id in (DISPATCH, SDPA):
             return True
         if isinstance(node, ast.Attribute) and node.attr == SDPA:

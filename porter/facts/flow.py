@@ -11,6 +11,8 @@ import ast
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from porter.source.walk import walk
+
 
 @dataclass
 class Flow:
@@ -45,7 +47,7 @@ class Flow:
 
 
 def _mentions(test: str, names: set[str]) -> bool:
-    return any(isinstance(n, ast.Name) and n.id in names for n in ast.walk(ast.parse(test)))
+    return any(isinstance(n, ast.Name) and n.id in names for n in walk(ast.parse(test)))
 
 
 def flow(statements: Iterable[ast.stmt], known: set[str] = frozenset()) -> Flow:  # type: ignore[assignment]
@@ -122,34 +124,34 @@ def _statement(node: ast.stmt) -> Flow:
         case ast.AugAssign():
             names = _targets(node.target)
             return Flow(reads(node.value) | reads(node.target) | names, names, names)
-    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    names = {n.id for n in walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     names -= _inner(node)
     return Flow(reads(node), names, names)
 
 
 def _targets(node: ast.expr) -> set[str]:
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return {n.id for n in walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
 
 def reads(node: ast.AST) -> set[str]:
     """Variables that a node reads, those of its own comprehensions and lambdas left out."""
-    found = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Store)}
+    found = {n.id for n in walk(node) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Store)}
     return found - _inner(node)
 
 
 def _inner(node: ast.AST) -> set[str]:
     """Variables of comprehensions and lambdas in ``node``."""
     names: set[str] = set()
-    for item in ast.walk(node):
+    for item in walk(node):
         if isinstance(item, ast.comprehension):
             names |= _targets(item.target)
         elif isinstance(item, ast.Lambda):
-            names |= {a.arg for a in ast.walk(item.args) if isinstance(a, ast.arg)}
+            names |= {a.arg for a in walk(item.args) if isinstance(a, ast.arg)}
     return names
 
 
 def _free(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> set[str]:
     """Variables that a nested definition takes from around it."""
-    own = {a.arg for a in ast.walk(node) if isinstance(a, ast.arg)}
-    own |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} - own
+    own = {a.arg for a in walk(node) if isinstance(a, ast.arg)}
+    own |= {n.id for n in walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return {n.id for n in walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} - own

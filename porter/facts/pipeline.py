@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 from porter.source import Definition, SourceTree
+from porter.source.walk import walk
 
 TRANSFORMERS = "diffusers.models.transformers."
 CONTROLNETS = "diffusers.models.controlnets."
@@ -155,7 +156,7 @@ def _parameters(function: ast.FunctionDef) -> list[tuple[ast.arg, ast.expr | Non
 def _registered(init: ast.FunctionDef) -> list[str]:
     return [
         keyword.arg
-        for node in ast.walk(init)
+        for node in walk(init)
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "self.register_modules"
         for keyword in node.keywords
         if keyword.arg
@@ -167,7 +168,7 @@ def _annotation_names(annotation: ast.expr | None) -> list[str]:
         return []
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         annotation = ast.parse(annotation.value, mode="eval").body
-    names = [n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)]
+    names = [n.id for n in walk(annotation) if isinstance(n, ast.Name)]
     return [n for n in dict.fromkeys(names) if n not in ("Union", "Optional", "list", "tuple", "List", "Tuple", "Any")]
 
 

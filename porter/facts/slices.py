@@ -6,6 +6,8 @@ import ast
 import builtins
 from dataclasses import dataclass
 
+from porter.source.walk import walk
+
 SIMPLE = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.If, ast.Expr, ast.Pass)
 
 
@@ -24,9 +26,9 @@ def effect(statement: ast.stmt) -> Effect:
     reads: set[str] = set()
     writes: set[str] = set()
     attributes: set[str] = set()
-    bound_inside = {n.id for c in ast.walk(statement) if isinstance(c, ast.comprehension) for n in _names(c.target)}
+    bound_inside = {n.id for c in walk(statement) if isinstance(c, ast.comprehension) for n in _names(c.target)}
     simple = True
-    for node in ast.walk(statement):
+    for node in walk(statement):
         if isinstance(node, ast.Name):
             (writes if isinstance(node.ctx, ast.Store | ast.Del) else reads).add(node.id)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
@@ -36,14 +38,14 @@ def effect(statement: ast.stmt) -> Effect:
             simple = False
         elif isinstance(node, ast.Call) and _is_method_call(node):
             simple = False
-    for node in ast.walk(statement):
+    for node in walk(statement):
         if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
             reads.add(node.target.id)
     return Effect(reads - bound_inside - {"self"}, writes - bound_inside, attributes, simple)
 
 
 def _names(node: ast.AST) -> list[ast.Name]:
-    return [n for n in ast.walk(node) if isinstance(n, ast.Name)]
+    return [n for n in walk(node) if isinstance(n, ast.Name)]
 
 
 def _is_method_call(node: ast.Call) -> bool:
@@ -78,5 +80,5 @@ def needs_value(statement: ast.stmt, name: str) -> bool:
         return False
     return any(
         isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == name
-        for node in ast.walk(statement)
+        for node in walk(statement)
     ) and f"{name} is not None" not in ast.unparse(statement)

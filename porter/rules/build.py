@@ -15,6 +15,7 @@ from porter.rules.engine import BESIDE, Context, Residue, code, names_in, rename
 from porter.rules.fold import UNKNOWN, Facts, fold
 from porter.rules.history import History, Recorder
 from porter.source import Definition, SourceModule, SourceTree
+from porter.source.walk import walk
 from porter.targets import Symbols
 
 # Devices and packages that have their own path in diffusers; in the engine that is the platform's business.
@@ -234,7 +235,7 @@ class Builder:
 
     def _references(self, definition: Definition) -> Iterable[Definition]:
         module = definition.module
-        for node in ast.walk(definition.node):
+        for node in walk(definition.node):
             if not isinstance(node, ast.Name) or node.id == definition.name:
                 continue
             if node.id in module.definitions:

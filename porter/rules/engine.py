@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import libcst as cst
@@ -16,7 +17,7 @@ from porter.rules.fold import Facts
 from porter.rules.history import Recorder
 
 # Rules find their tools here, whichever file holds them.
-from porter.rules.trees import code as code
+from porter.rules.text import code as code
 from porter.rules.trees import identifiers as identifiers
 from porter.rules.trees import names_bound as names_bound
 from porter.rules.trees import names_in as names_in
@@ -175,6 +176,7 @@ def walk(node: Any, rules: Sequence[Rule], ctx: Context) -> Any:
     return node
 
 
+@lru_cache(maxsize=4096)
 def bare(node: Any) -> str:
     """Source text of a statement without the comments and blank lines above it."""
     return code(node.with_changes(leading_lines=[]) if hasattr(node, "leading_lines") else node)

@@ -15,7 +15,8 @@ from typing import Any
 
 import libcst as cst
 
-from porter.rules.trees import code, identifiers, nodes, visit
+from porter.rules.text import code
+from porter.rules.trees import identifiers, nodes, visit
 
 
 class _Special:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from porter.rules.trees import code
+from porter.rules.text import code
 from porter.source import Definition
 
 # Steps that are no rules of their own: what they do, in one line. All of them are surface changes.

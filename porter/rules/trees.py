@@ -15,6 +15,9 @@ from typing import Any, TypeVar
 
 import libcst as cst
 
+from porter.rules.text import code
+from porter.source.walk import walk
+
 Node = TypeVar("Node", bound=cst.CSTNode)
 
 # Fields that hold layout: spaces, comments, brackets and punctuation.
@@ -30,6 +33,11 @@ def fields(kind: type[cst.CSTNode]) -> tuple[str, ...]:
     names = [field.name for field in dataclasses.fields(kind)]
     kept = [name for name in names if name not in LAYOUT and not name.startswith("whitespace_")]
     return tuple(sorted(kept, key=lambda name: name != "decorators"))
+
+
+@cache
+def _last_first(kind: type[cst.CSTNode]) -> tuple[str, ...]:
+    return tuple(reversed(fields(kind)))
 
 
 def visit(node: Any, visitor: cst.CSTTransformer | cst.CSTVisitor) -> Any:
@@ -94,23 +102,18 @@ def nodes(
     stack = [root]
     while stack:
         node = stack.pop()
+        own = type(node)
         if isinstance(node, kind):
             yield node
-        skipped = leave_out.get(type(node), ())
-        for name in reversed(fields(type(node))):
-            if name in skipped:
-                continue
+        skipped = leave_out.get(own, ())
+        for name in _last_first(own):
             value = getattr(node, name)
-            if isinstance(value, cst.CSTNode):
-                stack.append(value)
-            elif isinstance(value, tuple | list):
+            if not value or name in skipped:
+                continue
+            if isinstance(value, tuple | list):
                 stack.extend(reversed(value))
-
-
-@lru_cache(maxsize=4096)
-def code(node: cst.CSTNode) -> str:
-    """Source text of a node, stripped."""
-    return cst.Module([]).code_for_node(node).strip()
+            elif isinstance(value, cst.CSTNode):
+                stack.append(value)
 
 
 @lru_cache(maxsize=512)
@@ -150,14 +153,14 @@ def names_in(node: cst.CSTNode) -> tuple[str, ...]:
 @lru_cache(maxsize=512)
 def names_read(node: cst.CSTNode) -> frozenset[str]:
     """Variables read anywhere in ``node``."""
-    found = (n for n in ast.walk(to_ast(node)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
+    found = (n for n in walk(to_ast(node)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
     return frozenset(n.id for n in found)
 
 
 @lru_cache(maxsize=512)
 def names_bound(node: cst.CSTNode) -> frozenset[str]:
     """Variables bound anywhere in ``node``."""
-    found = (n for n in ast.walk(to_ast(node)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+    found = (n for n in walk(to_ast(node)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
     return frozenset(n.id for n in found)
 
 

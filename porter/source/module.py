@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
-import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from porter.source.walk import walk
 
 if TYPE_CHECKING:
     import libcst as cst
@@ -141,7 +142,7 @@ class SourceModule:
         for outer in self.tree.body:
             if not isinstance(outer, ast.If | ast.Try) or "TYPE_CHECKING" in ast.unparse(outer).split("\n")[0]:
                 continue
-            for node in ast.walk(outer):
+            for node in walk(outer):
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     names = [alias.asname or alias.name.split(".")[0] for alias in node.names]
                 else:
@@ -169,7 +170,4 @@ def _bound_names(node: ast.stmt) -> list[str]:
         targets = node.targets
     elif isinstance(node, ast.AnnAssign) and node.value is not None:
         targets = [node.target]
-    return [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
-
-
-CLASS_LINE = re.compile(r"^class (\w+)", re.MULTILINE)
+    return [name.id for target in targets for name in walk(target) if isinstance(name, ast.Name)]

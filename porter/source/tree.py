@@ -10,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from porter.source.module import CLASS_LINE, Definition, SourceModule
+from porter.source.module import Definition, SourceModule
 
 PACKAGE = "diffusers"
+NAME = re.compile(r"\w+")
 # It is written into the comments of a port, so it is a version and nothing else.
 VERSION_LINE = r"""^__version__ = ["']([\w.+!-]+)["']"""
 
@@ -109,8 +110,10 @@ class SourceTree:
                 parts.pop()
             if not all(part.isidentifier() for part in parts):
                 continue  # nothing can import it; its name would be written into comments
-            for name in CLASS_LINE.findall(path.read_text(encoding="utf-8", errors="replace")):
-                index.setdefault(name, []).append(".".join([PACKAGE, *parts]))
+            text = "\n" + path.read_text(encoding="utf-8", errors="replace")
+            for after in text.split("\nclass ")[1:]:  # an expression would look at every line of the package
+                if name := NAME.match(after):
+                    index.setdefault(name.group(), []).append(".".join([PACKAGE, *parts]))
         return index
 
     def pipelines(self) -> list[str]:

@@ -10,6 +10,7 @@ from porter.facts.parallel.module import self_attribute
 from porter.facts.parallel.modules import ModuleCalls, NeverRuns
 from porter.facts.parallel.torch_calls import ROTATION
 from porter.facts.parallel.values import NONE, WHOLE, Closure, Split, Unsplittable, Value, merge, origins_of
+from porter.source.walk import walk
 
 SCALARS = frozenset("dtype device ndim requires_grad is_cuda layout itemsize training".split())
 
@@ -216,7 +217,7 @@ class Calls(ModuleCalls):
         loop = node.generators[0]
         given = self.value(loop.iter, env)
         if given.items is None or not given.splits():
-            inner = {**env, **{n.id: WHOLE for n in ast.walk(loop.target) if isinstance(n, ast.Name)}}
+            inner = {**env, **{n.id: WHOLE for n in walk(loop.target) if isinstance(n, ast.Name)}}
             made = self.value(node.elt, inner)
             if made.splits():
                 raise Unsplittable(origins_of(made), "is made in a comprehension", node.lineno)

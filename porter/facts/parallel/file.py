@@ -7,6 +7,7 @@ import re
 
 from porter.facts.parallel.flow import FileFacts, Plan, plan_module
 from porter.facts.parallel.module import ModuleFacts, module_facts
+from porter.source.walk import walk
 
 PARAMETERS = re.compile(r"Linear$|Parameter$|Norm$|Embedding$|Conv\d|Module(List|Dict)$|Sequential$|register_buffer$")
 
@@ -38,7 +39,7 @@ def file_facts(definitions: list[ast.stmt]) -> tuple[FileFacts, dict[str, Module
 
 
 def _has_parameters(node: ast.ClassDef) -> bool:
-    calls = (item.func for item in ast.walk(node) if isinstance(item, ast.Call))
+    calls = (item.func for item in walk(node) if isinstance(item, ast.Call))
     return any(PARAMETERS.search(getattr(function, "attr", getattr(function, "id", ""))) for function in calls)
 
 
@@ -53,14 +54,14 @@ def _processors_of(
 ) -> list[ast.FunctionDef]:
     """The processors that a module builds for itself or is built with."""
     named: dict[str, None] = {}
-    for node in ast.walk(facts.node):
+    for node in walk(facts.node):
         if isinstance(node, ast.Name) and node.id in calls:
             named[node.id] = None
     for definition in definitions:
-        for node in ast.walk(definition):
+        for node in walk(definition):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
                 given = next((k.value for k in node.keywords if k.arg == "processor"), None)
-                found = [n.id for n in ast.walk(given) if isinstance(n, ast.Name) and n.id in calls] if given else []
+                found = [n.id for n in walk(given) if isinstance(n, ast.Name) and n.id in calls] if given else []
                 chosen = given is not None and not found and not isinstance(given, ast.Constant)
                 named |= dict.fromkeys(calls if chosen else found)  # chosen somewhere else: any of them
     return [calls[processor] for processor in named]
@@ -75,7 +76,7 @@ def blocks_of(definitions: list[ast.stmt]) -> set[str]:
     made = {name: _names(node) & classes.keys() for name, node in classes.items()}
     queue: list[str] = []
     for node in classes.values():
-        for call in ast.walk(node):
+        for call in walk(node):
             if isinstance(call, ast.Call) and getattr(call.func, "attr", "") in ("ModuleList", "Sequential", "append"):
                 queue += [name for argument in call.args for name in _names(argument) & classes.keys()]
     found: set[str] = set()
@@ -88,7 +89,7 @@ def blocks_of(definitions: list[ast.stmt]) -> set[str]:
 
 
 def _names(node: ast.AST) -> set[str]:
-    return {item.id for item in ast.walk(node) if isinstance(item, ast.Name)}
+    return {item.id for item in walk(node) if isinstance(item, ast.Name)}
 
 
 def plan_file(definitions: list[ast.stmt]) -> tuple[dict[str, Plan], dict[str, ModuleFacts]]:
@@ -111,7 +112,7 @@ def _collected(plans: dict[str, Plan], file: FileFacts, definitions: list[ast.st
         constructions = sum(
             isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
             for definition in definitions
-            for node in ast.walk(definition)
+            for node in walk(definition)
         )
         if not holders or constructions != sum(file.modules[h].built_names().count(name) for h in holders):
             continue
@@ -147,7 +148,7 @@ def _untouched(plans: dict[str, Plan], modules: dict[str, ModuleFacts], definiti
     """A projection that others reach into (``block.attn.to_k``) stays whole with all of its module."""
     reached: set[str] = set()
     for definition in definitions:
-        for node in ast.walk(definition):
+        for node in walk(definition):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
                 reached.add(node.attr)
     for name, plan in plans.items():

@@ -6,6 +6,7 @@ import ast
 from dataclasses import dataclass, field
 
 from porter.facts.attention import HEAD_SIZE, HEADS, KV_HEADS
+from porter.source.walk import walk
 
 LINEAR = ("nn.Linear", "torch.nn.Linear")
 PACKED = ("_tp_packed_col_blocks", "_tp_packed_row_blocks")
@@ -58,7 +59,7 @@ def module_facts(node: ast.ClassDef) -> ModuleFacts | None:
     if init is None or "forward" not in facts.methods:
         return None
     counts: dict[str, int] = {}
-    for statement in ast.walk(init):
+    for statement in walk(init):
         if isinstance(statement, ast.Assign):
             for target in statement.targets:
                 _assignment(facts, counts, target, statement.value)

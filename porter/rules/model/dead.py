@@ -9,6 +9,7 @@ import libcst as cst
 
 from porter.rules.engine import code, names_read, to_ast, visit
 from porter.rules.fold import dotted, only
+from porter.source.walk import walk
 
 # Calls without effect whose result a removed branch read.
 PURE_CALLS = frozenset({"torch.is_grad_enabled"})
@@ -92,7 +93,7 @@ class RaiseOnNone(cst.CSTTransformer):
         return updated
 
     def _none_in(self, statement: cst.SimpleStatementLine) -> str | None:
-        for node in ast.walk(to_ast(statement)):
+        for node in walk(to_ast(statement)):
             if isinstance(node, ast.BinOp):
                 for side in (node.left, node.right):
                     if isinstance(side, ast.Name) and side.id in self.nones:

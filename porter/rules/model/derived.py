@@ -12,6 +12,7 @@ from porter.rules.fold import dotted
 from porter.rules.model.classic_attention import MODULE
 from porter.rules.model.mixins import METHODS
 from porter.rules.model.sites import KEPT_CLASSIC, resolves_to_classic
+from porter.source.walk import walk
 
 
 class DerivedAttention(Rule):
@@ -105,7 +106,7 @@ def _uses_methods(ctx: Context, node: cst.ClassDef) -> bool:
     assert source is not None and isinstance(source.node, ast.ClassDef)
     inherited = {item.name for item in source.node.body if isinstance(item, ast.FunctionDef)} - METHODS - {"__init__"}
     inherited -= {item.name.value for item in node.body.body if isinstance(item, cst.FunctionDef)}
-    return bool({n.attr for n in ast.walk(to_ast(node)) if isinstance(n, ast.Attribute)} & inherited)
+    return bool({n.attr for n in walk(to_ast(node)) if isinstance(n, ast.Attribute)} & inherited)
 
 
 class _ReplaceCall(cst.CSTTransformer):

@@ -12,7 +12,7 @@ from porter.rules.model.parallel_helpers import SP_PLAN
 from porter.rules.model.quantization import ThreadQuantization
 from porter.rules.model.sequence_parallel import SequenceParallel, helpers, imports
 from porter.rules.model.tensor_parallel import SplitFile, TensorParallel
-from porter.rules.trees import code
+from porter.rules.text import code
 from porter.source import Definition
 
 # The plan of sequence parallelism where diffusers states none that fits.

@@ -19,6 +19,7 @@ from porter.rules.model.parallel_edits import edited
 from porter.rules.model.parallel_helpers import HELPERS, NEEDS
 from porter.rules.model.parallel_helpers import LINEAR as LAYERS
 from porter.rules.trees import nodes, to_ast
+from porter.source.walk import walk
 
 FEED_FORWARD = "diffusers.models.attention.FeedForward"
 
@@ -304,7 +305,7 @@ def _attributes_read(definitions: list[ast.stmt]) -> set[str]:
         functions = definition.body if isinstance(definition, ast.ClassDef) else [definition]
         for function in functions:
             if isinstance(function, ast.FunctionDef) and function.name != "__init__":
-                found |= {node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute)}
+                found |= {node.attr for node in walk(function) if isinstance(node, ast.Attribute)}
     return found
 
 

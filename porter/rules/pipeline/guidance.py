@@ -30,6 +30,7 @@ from porter.rules.engine import (
 )
 from porter.rules.fold import dotted
 from porter.rules.pipeline.predictions import Prediction, denoisers, find_prediction
+from porter.source.walk import walk
 
 MIXIN = ("vllm_omni.diffusion.distributed.cfg_parallel", "CFGParallelMixin")
 # How guidance scales are called, at the end of whatever holds them.
@@ -336,9 +337,7 @@ class Combined:
                 return None
             after = after[1:]
         through = flow([node for item in after for node in to_ast(item).body])
-        if result not in through.sure or any(
-            isinstance(n, ast.Return) for item in after for n in ast.walk(to_ast(item))
-        ):
+        if result not in through.sure or any(isinstance(n, ast.Return) for item in after for n in walk(to_ast(item))):
             return None
         inside = {
             id(node) for item in (pair.guard, pair.positive.statement, *pair.between) for node in nodes(item, cst.Name)

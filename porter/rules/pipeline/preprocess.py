@@ -11,6 +11,7 @@ import libcst as cst
 from porter.facts.pipeline import PipelineFacts
 from porter.facts.slices import Effect, backward_slice, effect, needs_value
 from porter.rules.engine import SUPPORT, SURFACE, Context, Rule, bare, body_statements, is_docstring, statements
+from porter.source.walk import walk
 
 PROCESSING = ("preprocess", "resize")
 
@@ -206,7 +207,7 @@ class PreProcessHook(Rule):
         value = ast.parse(ast.unparse(found[0]), mode="eval").body
         rewriter = _FromConfig(self, ctx, setup)
         text = ast.unparse(rewriter.visit(value))
-        for name in {n.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)}:
+        for name in {n.id for n in walk(ast.parse(text)) if isinstance(n, ast.Name)}:
             if name in ctx.module.imports:
                 ctx.imports.setdefault(name, (ctx.module.imports[name].module, ctx.module.imports[name].name))
         setup[attribute] = text
@@ -250,13 +251,13 @@ def _processes(tree: ast.stmt) -> bool:
         and isinstance(node.func.value, ast.Attribute)
         and ast.unparse(node.func.value.value) == "self"
         and "processor" in node.func.value.attr
-        for node in ast.walk(tree)
+        for node in walk(tree)
     ) and not isinstance(tree, ast.With | ast.For)
 
 
 def _assignments(init: ast.AST, target: str) -> list[ast.expr]:
     return [
-        node.value for node in ast.walk(init) if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == target
+        node.value for node in walk(init) if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == target
     ]
 
 

@@ -25,6 +25,7 @@ from porter.rules.engine import (
 )
 from porter.rules.pipeline.loop import Loop, NoSplit, find_loop
 from porter.rules.pipeline.predictions import denoisers
+from porter.source.walk import walk
 
 STATE = "StepRequestState"
 # What predicts besides the models themselves, once guidance was expressed for the engine.
@@ -370,6 +371,6 @@ def _assigned(functions: list[Any]) -> set[str]:
     return {
         node.attr
         for function in functions
-        for node in ast.walk(to_ast(function))
+        for node in walk(to_ast(function))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
     }
