@@ -36,6 +36,12 @@ def fields(kind: type[cst.CSTNode]) -> tuple[str, ...]:
 
 
 @cache
+def _is(kind: Any, wanted: Any) -> bool:
+    # libcst's nodes have an abstract base, so that `isinstance` runs Python; the answer is the same for all of a type.
+    return issubclass(kind, wanted)
+
+
+@cache
 def _last_first(kind: type[cst.CSTNode]) -> tuple[str, ...]:
     return tuple(reversed(fields(kind)))
 
@@ -57,14 +63,15 @@ def _visit_children(node: cst.CSTNode, visitor: Any) -> cst.CSTNode:
     changes: dict[str, Any] = {}
     for name in fields(type(node)):
         value = getattr(node, name)
-        if isinstance(value, cst.CSTNode):
-            new = visit(value, visitor)
-            if new is not value:
-                changes[name] = None if isinstance(new, cst.RemovalSentinel) else new
-        elif value and isinstance(value, tuple | list):
+        kind: Any = type(value)
+        if kind is tuple or kind is list:
             items = _visit_sequence(value, visitor)
             if items is not value:
                 changes[name] = items
+        elif _is(kind, cst.CSTNode):
+            new = visit(value, visitor)
+            if new is not value:
+                changes[name] = None if isinstance(new, cst.RemovalSentinel) else new
     return node.with_changes(**changes) if changes else node
 
 
@@ -103,16 +110,17 @@ def nodes(
     while stack:
         node = stack.pop()
         own = type(node)
-        if isinstance(node, kind):
-            yield node
+        if _is(own, kind):
+            yield node  # type: ignore[misc]
         skipped = leave_out.get(own, ())
         for name in _last_first(own):
             value = getattr(node, name)
             if not value or name in skipped:
                 continue
-            if isinstance(value, tuple | list):
+            held: Any = type(value)
+            if held is tuple or held is list:
                 stack.extend(reversed(value))
-            elif isinstance(value, cst.CSTNode):
+            elif _is(held, cst.CSTNode):
                 stack.append(value)
 
 
