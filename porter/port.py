@@ -10,12 +10,12 @@ from pathlib import Path
 from porter.emit.example import example_text
 from porter.emit.hooks import post_process_text, pre_process_text
 from porter.emit.module import render
-from porter.emit.names import family, pipeline_stem, transformer_stem
+from porter.emit.names import controlnet_stem, family, pipeline_stem, transformer_stem
 from porter.emit.safety import check_texts
 from porter.emit.templates import fill
 from porter.emit.write import OutputError, check_folder, write_ports
 from porter.facts.evidence import state, together
-from porter.facts.pipeline import PipelineFacts, is_called, pipeline_facts
+from porter.facts.pipeline import PipelineFacts, is_called, is_controlnet, pipeline_facts
 from porter.model_port import build_model
 from porter.rules.build import Builder, PortedFile
 from porter.rules.engine import BESIDE, SUPPORT, Residue
@@ -101,8 +101,7 @@ class Converter:
         models: dict[str, PortedFile] = {}
         for component in facts.components:
             for model in component.converted:
-                stem = f"{transformer_stem(model.name, folder, self._families[facts.folder])}_transformer"
-                relative[model.name] = stem
+                relative[model.name] = stem = self._stem(model, facts, folder)
                 text, built = self._model(model)
                 self._take(port, f"{stem}.py", text, built)
                 models[model.name] = built
@@ -124,6 +123,12 @@ class Converter:
         port.files = sorted(port.texts)
         check_texts(port.texts)
         return port
+
+    def _stem(self, model: Definition, facts: PipelineFacts, family: str) -> str:
+        denoisers = self._families[facts.folder]
+        if is_controlnet(model):
+            return controlnet_stem(model.name, family, denoisers)
+        return f"{transformer_stem(model.name, family, denoisers)}_transformer"
 
     def _take(self, port: Port, file: str, text: str, built: PortedFile) -> None:
         port.texts[f"{port.family}/{file}"] = text

@@ -211,10 +211,19 @@ def component_config(od_config: OmniDiffusionConfig, name: str, component: type)
     return FrozenDict({**defaults, **held})
 
 
-def build_component(od_config: OmniDiffusionConfig, name: str, *classes: type) -> Any:
-    """Build a ported model from its config, to be filled through ``weights_sources``; None if there is none."""
+def build_component(od_config: OmniDiffusionConfig, name: str, *classes: type, stays: Iterable[type] = ()) -> Any:
+    """Build a ported model from its config, to be filled through ``weights_sources``.
+
+    Args:
+        name: the component, and the folder it lies in.
+        classes: the ported models that it may be.
+        stays: classes that are not ported.
+
+    Returns:
+        The model, without weights; None if the checkpoint has none, or one that stays diffusers' own.
+    """
     spec = component_spec(od_config, name)
-    if spec is None:
+    if spec is None or spec[1] in [kind.__name__ for kind in stays]:
         return None
     component = next((c for c in classes if c.__name__ == spec[1]), classes[0])
     held = get_hf_file_to_dict(f"{name}/config.json", od_config.model, od_config.revision) or {}

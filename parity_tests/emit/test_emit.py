@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from porter.emit.format import FormatError
 from porter.emit.hooks import post_process_text
 from porter.emit.module import import_lines
-from porter.emit.names import family, model_stem, pipeline_stem, snake, transformer_stem
+from porter.emit.names import controlnet_stem, family, model_stem, pipeline_stem, snake, transformer_stem
 from porter.emit.write import (
     TABLES,
     OutputError,
@@ -105,6 +105,18 @@ def test_a_pipeline_spells_its_family_as_the_folder(name, family, stem):
 )
 def test_transformer_stem(name, family, models, stem):
     assert transformer_stem(name, family, models) == stem
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "stem"),
+    [
+        ("QwenImageControlNetModel", "qwen_image", "qwen_image_controlnet"),
+        ("HunyuanDiT2DControlNetModel", "hunyuan_dit", "hunyuan_dit_controlnet"),
+        ("SD3ControlNetModel", "sd3", "sd3_controlnet"),
+    ],
+)
+def test_a_controlnet_is_named_after_its_denoiser(name, family, stem):
+    assert controlnet_stem(name, family, []) == stem
 
 
 @pytest.mark.parametrize(

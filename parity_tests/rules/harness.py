@@ -80,6 +80,11 @@ STUBS = {
         "from .transformers.transformer_example import ExampleTransformer2DModel\n"
     ),
     "models/attention_processor.py": CLASSIC,
+    "models/controlnets/__init__.py": "",
+    "models/controlnets/controlnet_example.py": (
+        "class ExampleControlNetModel(ModelMixin):\n    @register_to_config\n    def __init__(self, dim=4): ...\n\n\n"
+        "class ExampleMultiControlNetModel(ModelMixin):\n    def __init__(self, controlnets): ...\n"
+    ),
     "models/autoencoders/__init__.py": "",
     "models/autoencoders/autoencoder_kl.py": (
         "class AutoencoderKL:\n    def __init__(self, latent_channels=4, scale_factor=8): ...\n"

@@ -44,6 +44,11 @@ def transformer_stem(class_name: str, family: str, models: list[str]) -> str:
     return family if not taken and stem in [family + kind for kind in KINDS] else stem
 
 
+def controlnet_stem(class_name: str, family: str, models: list[str]) -> str:
+    """The file stem of a controlnet, after that of the denoiser it belongs to: ``hunyuan_dit_controlnet``."""
+    return f"{transformer_stem(class_name.replace('ControlNet', ''), family, models)}_controlnet"
+
+
 def _spelled(stem: str, family: str) -> str:
     """``stem`` with its first words broken as in ``family``: ``hidream_image`` rather than ``hi_dream_image``."""
     letters = iter(family.replace("_", ""))

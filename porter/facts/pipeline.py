@@ -36,6 +36,17 @@ class Component:
     converted: list[Definition] = field(default_factory=list)
     optional: bool = False
 
+    @property
+    def others(self) -> list[str]:
+        """Classes that stay diffusers' own beside the converted ones: what holds several controlnets."""
+        ported = {model.name for model in self.converted}
+        return [name for name in self.classes if name not in ported] if ported else []
+
+    @property
+    def may_lack(self) -> bool:
+        """Whether a checkpoint may have no weights for the converted classes."""
+        return self.optional or bool(self.others)
+
 
 @dataclass
 class CallParameter:
@@ -114,6 +125,9 @@ def pipeline_facts(tree: SourceTree, definition: Definition) -> PipelineFacts:
             components.append(Component(arg.arg, classes, converted, is_optional))
         else:
             settings[arg.arg] = ast.unparse(default) if default is not None else None
+    if not any(model for c in components for model in c.converted if not is_controlnet(model)):
+        for component in components:  # beside a denoiser of diffusers' own, so does its controlnet stay
+            component.converted = []
     params = [
         CallParameter(
             a.arg,
@@ -178,7 +192,20 @@ def _converted(tree: SourceTree, definition: Definition, name: str) -> Definitio
     target = tree.resolve(bound.module, bound.name) if bound and bound.name else None
     if target is None or not isinstance(target.node, ast.ClassDef):
         return None
-    return target if target.module.name.startswith(TRANSFORMERS) else None
+    if target.module.name.startswith(TRANSFORMERS):
+        return target
+    return target if is_controlnet(target) and _is_configured(target.node) else None
+
+
+def is_controlnet(model: Definition) -> bool:
+    """Whether a class is one of diffusers' controlnets."""
+    return model.module.name.startswith(CONTROLNETS)
+
+
+def _is_configured(node: ast.ClassDef) -> bool:
+    """Whether a model is built from a configuration; one that only holds others is handed them."""
+    init = _method(node, "__init__")
+    return init is not None and any(ast.unparse(d) == "register_to_config" for d in init.decorator_list)
 
 
 def _string_list(node: ast.ClassDef, name: str) -> list[str]:

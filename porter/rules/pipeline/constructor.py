@@ -16,9 +16,9 @@ from porter.source import Definition
 class PipelineConstructor(Rule):
     """Rewrite ``__init__`` to take ``od_config`` and build each component (guide, step 1.2.2).
 
-    Transformers are built from their config and filled through ``weights_sources``; every other component is loaded
-    from its folder, as the class that ``model_index.json`` names. What the source's constructor derives from its
-    components follows unchanged.
+    Transformers and their controlnets are built from their config and filled through ``weights_sources``; every other
+    component is loaded from its folder, as the class that ``model_index.json`` names. What the source's constructor
+    derives from its components follows unchanged.
     """
 
     name = "pipeline-constructor"
@@ -100,6 +100,49 @@ class PipelineConstructor(Rule):
                     )
             """,
         ),
+        (
+            """
+            from ...models import ExampleTransformer2DModel
+            from ...models.controlnets.controlnet_example import ExampleControlNetModel, ExampleMultiControlNetModel
+
+
+            class ExamplePipeline(DiffusionPipeline):
+                def __init__(
+                    self,
+                    transformer: ExampleTransformer2DModel,
+                    controlnet: ExampleControlNetModel | list[ExampleControlNetModel] | ExampleMultiControlNetModel,
+                ):
+                    super().__init__()
+                    self.register_modules(transformer=transformer, controlnet=controlnet)
+            """,
+            """
+            from ...models import ExampleTransformer2DModel
+            from ...models.controlnets.controlnet_example import ExampleControlNetModel, ExampleMultiControlNetModel
+
+
+            class ExamplePipeline(DiffusionPipeline):
+                def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
+                    super().__init__()
+                    refuse_parallelism(od_config, "ExamplePipeline")
+                    self.od_config = od_config
+                    self.device = get_local_device()
+                    self.weights_sources = [weights_source(od_config, "transformer")]
+                    transformer_kwargs = get_transformer_config_kwargs(
+                        od_config.tf_model_config, ExampleTransformer2DModel
+                    )
+                    self.transformer = ExampleTransformer2DModel(od_config=od_config, **transformer_kwargs)
+                    self.controlnet = build_component(
+                        od_config, "controlnet", ExampleControlNetModel, stays=[ExampleMultiControlNetModel]
+                    )
+                    if self.controlnet is not None:
+                        self.weights_sources.append(weights_source(od_config, "controlnet"))
+                    else:
+                        self.controlnet = load_component(od_config, "controlnet", ExampleMultiControlNetModel)
+                    self.setup_diffusion_pipeline_profiler(
+                        enable_diffusion_pipeline_profiler=od_config.enable_diffusion_pipeline_profiler
+                    )
+            """,
+        ),
     )
 
     def __init__(self, facts: PipelineFacts) -> None:
@@ -138,7 +181,7 @@ class PipelineConstructor(Rule):
         ]
         if converted:
             ctx.need(SUPPORT, "weights_source")
-            sources = ", ".join(f'weights_source(od_config, "{c.name}")' for c in converted if not c.optional)
+            sources = ", ".join(f'weights_source(od_config, "{c.name}")' for c in converted if not c.may_lack)
             lines.append(f"self.weights_sources = [{sources}]")
         else:
             lines.append("self.weights_sources = []")
@@ -162,7 +205,8 @@ class PipelineConstructor(Rule):
 
     def _loaded(self, ctx: Context, component: Component) -> str:
         ctx.need(SUPPORT, "load_component")
-        classes = [c for c in component.classes if c in ctx.module.imports or c in ctx.module.definitions]
+        names = component.others if component.converted else component.classes
+        classes = [c for c in names if c in ctx.module.imports or c in ctx.module.definitions]
         arguments = ", ".join(["od_config", f'"{component.name}"', *classes])
         return f"self.{component.name} = load_component({arguments})"
 
@@ -182,12 +226,15 @@ class PipelineConstructor(Rule):
             return lines
         ctx.need(SUPPORT, "build_component")
         classes = ", ".join(d.name for d in component.converted)
-        lines = [f'self.{name} = build_component(od_config, "{name}", {classes})']
-        if component.optional:
+        stays = f", stays=[{', '.join(component.others)}]" if component.others else ""
+        lines = [f'self.{name} = build_component(od_config, "{name}", {classes}{stays})']
+        if component.may_lack:
             lines += [
                 f"if self.{name} is not None:",
                 f'    self.weights_sources.append(weights_source(od_config, "{name}"))',
             ]
+        if component.others:  # a checkpoint may hold one that stays diffusers' own: several controlnets in one
+            lines += ["else:", f"    {self._loaded(ctx, component)}"]
         return lines
 
 
