@@ -139,7 +139,10 @@ def requested_output_type(sampling: OmniDiffusionSamplingParams | None, default:
 
 
 def model_index_value(od_config: OmniDiffusionConfig, name: str, default: Any = None) -> Any:
-    """A setting of the pipeline as its checkpoint registers it in ``model_index.json``."""
+    """A setting of the pipeline: the engine's where it is set, else as ``model_index.json`` registers it."""
+    given = getattr(od_config, name, None)
+    if given is not None:  # Wan's boundary_ratio
+        return given
     index = get_hf_file_to_dict("model_index.json", od_config.model, od_config.revision) or {}
     return index.get(name, default)
 
@@ -191,9 +194,18 @@ def load_component(od_config: OmniDiffusionConfig, name: str, *classes: type) ->
     if od_config.revision and not arguments["local_files_only"]:
         arguments["revision"] = od_config.revision
     if not issubclass(component, torch.nn.Module):
-        return component.from_pretrained(od_config.model, **arguments)
+        return with_flow_shift(od_config, component.from_pretrained(od_config.model, **arguments))
     dtype = "torch_dtype" if component.__module__.startswith("diffusers") else "dtype"
     return component.from_pretrained(od_config.model, **{dtype: od_config.dtype}, **arguments).to(od_config_device())
+
+
+def with_flow_shift(od_config: OmniDiffusionConfig, component: Any) -> Any:
+    """``component`` with the flow shift of the engine's settings, if that is set and it is a scheduler that has one."""
+    shift = getattr(od_config, "flow_shift", None)
+    name = next((n for n in ("flow_shift", "shift") if n in getattr(component, "config", {})), None)
+    if shift is None or name is None or not hasattr(component, "set_timesteps"):
+        return component
+    return type(component).from_config(component.config, **{name: shift})
 
 
 def od_config_device() -> torch.device:

@@ -94,7 +94,7 @@ def load_model(od_config: OmniDiffusionConfig, device: torch.device, models_dir:
 
 
 def _load_port(od_config: OmniDiffusionConfig, device: torch.device, models_dir: str | Path | None) -> LoadedModel:
-    from porter.runtime.diffusion.models.diffusers_adapter.load_settings import set_flow_shift, set_port_boundary_ratio
+    from porter.runtime.diffusion.models.diffusers_adapter.load_settings import check_port
 
     od_config.enrich_config()
     name = od_config.model_class_name
@@ -110,8 +110,7 @@ def _load_port(od_config: OmniDiffusionConfig, device: torch.device, models_dir:
     pre = port.pre_process_factory(od_config) if port.pre_process_factory else None
     post = port.post_process_factory(od_config) if port.post_process_factory else None
     pipeline = DiffusersPipelineLoader(od_config).load_model(port.pipeline_cls, device)
-    set_port_boundary_ratio(pipeline, od_config)
-    set_flow_shift(pipeline, od_config)
+    check_port(pipeline, od_config)
     # A port that runs step by step takes the call's arguments where it prepares a request.
     takes = getattr(pipeline, "prepare_encode", pipeline.forward)
     parameters = {key: item for key, item in inspect.signature(takes).parameters.items() if key not in ("req", "state")}

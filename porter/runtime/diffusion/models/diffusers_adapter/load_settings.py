@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from diffusers.configuration_utils import FrozenDict
-
 from porter.runtime.diffusion.data import OmniDiffusionConfig
 from porter.runtime.errors import ConfigError
 
@@ -35,24 +33,26 @@ def set_flow_shift(pipeline: Any, od_config: OmniDiffusionConfig) -> None:
     """
     if od_config.flow_shift is None:
         return
+    name, scheduler = _shift_name(pipeline), pipeline.scheduler
+    pipeline.scheduler = type(scheduler).from_config(scheduler.config, **{name: od_config.flow_shift})
+
+
+def _shift_name(pipeline: Any) -> str:
     scheduler = getattr(pipeline, "scheduler", None)
-    config = getattr(scheduler, "config", {})
-    name = next((name for name in _SHIFTS if name in config), None)
+    name = next((name for name in _SHIFTS if name in getattr(scheduler, "config", {})), None)
     if scheduler is None or name is None:
         what = "no scheduler" if scheduler is None else f"the scheduler {type(scheduler).__name__}, which has no shift"
         raise ConfigError(f"flow_shift: {type(pipeline).__name__} has {what}")
-    pipeline.scheduler = type(scheduler).from_config(config, **{name: od_config.flow_shift})
+    return name
 
 
-def set_port_boundary_ratio(pipeline: Any, od_config: OmniDiffusionConfig) -> None:
-    """Put the boundary ratio into a port, which keeps it in its ``config`` as the diffusers pipeline does.
+def check_port(pipeline: Any, od_config: OmniDiffusionConfig) -> None:
+    """Whether a port could use the settings that it was loaded with.
 
     Raises:
-        ConfigError: the port has none.
+        ConfigError: a boundary ratio for a port without one; a flow shift for a scheduler without one.
     """
-    if od_config.boundary_ratio is None:
-        return
-    config = getattr(pipeline, "config", {})
-    if "boundary_ratio" not in config:
+    if od_config.boundary_ratio is not None and "boundary_ratio" not in getattr(pipeline, "config", {}):
         raise ConfigError(f"boundary_ratio: {type(pipeline).__name__} has no boundary between two transformers")
-    pipeline.config = FrozenDict({**config, "boundary_ratio": od_config.boundary_ratio})
+    if od_config.flow_shift is not None:
+        _shift_name(pipeline)
