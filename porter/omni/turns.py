@@ -5,12 +5,17 @@
 ``WORK/jobs.json`` names the pipelines, ``WORK/ports`` holds them. ``one`` runs a request whole and two requests of
 different step counts in turns, compares them, and keeps the first result in ``WORK``; ``cfg``, started once for each of
 two ranks, runs the same request there with its guidance on both. ``WORK/<mode>.<rank>.jsonl`` says how each went.
+
+Each pipeline is run by a fork of this process: one that crashes or waits for ever costs itself only, groups of ranks
+are set up afresh, and what all need is imported once.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import multiprocessing
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,8 @@ import torch
 
 STEPS = ("num_inference_steps", "prior_num_inference_steps")
 SCALES = ("guidance_scale", "true_cfg_scale")
+FORK = multiprocessing.get_context("fork")
+SECONDS = 300  # that a pipeline may take: tiny ones need ten, and on a busy machine a minute
 
 
 def main() -> None:
@@ -26,21 +33,54 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--mode", choices=["one", "cfg"], default="one")
     parser.add_argument("--rank", type=int, default=0)
-    parser.add_argument("--port", type=int, default=29556)
+    parser.add_argument("--port", type=int, default=29556, help="of the first pipeline; the next takes the next")
     args = parser.parse_args()
     from porter import omni
 
     omni.start()
     torch.set_num_threads(1)
+    preload()
     jobs = json.loads((args.work / "jobs.json").read_text())
     with (args.work / f"{args.mode}.{args.rank}.jsonl").open("a") as log:
-        for name in jobs:
-            try:
-                entry = alone(args.work, name) if args.mode == "one" else shared(args, name)
-            except Exception as error:  # noqa: BLE001 - what goes wrong is a result
-                entry = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        for number, name in enumerate(jobs):
+            entry = in_fork(args, name, args.port + number)
             log.write(json.dumps({"pipeline": name, **entry}) + "\n")
             log.flush()
+
+
+def preload() -> None:
+    """Import what every pipeline needs, so that forks have it."""
+    for module in ("diffusers", "transformers", "vllm_omni.diffusion.diffusion_engine", "vllm_omni.diffusion.registry"):
+        importlib.import_module(module)
+    from vllm.utils.import_utils import resolve_obj_by_qualname
+    from vllm_omni.platforms import current_omni_platform
+
+    resolve_obj_by_qualname(current_omni_platform.get_diffusion_worker_cls())
+
+
+def in_fork(args: argparse.Namespace, name: str, port: int) -> dict[str, Any]:
+    """How a pipeline went in a process of its own."""
+    receiver, sender = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=report, args=(sender, args, name, port))
+    child.start()
+    sender.close()
+    try:
+        entry: dict[str, Any] = receiver.recv() if receiver.poll(SECONDS) else {"error": f"no end within {SECONDS} s"}
+    except EOFError:
+        child.join()
+        entry = {"error": f"the process ended with exit code {child.exitcode}"}
+    child.kill()  # it has said all, or never will
+    child.join()
+    return entry
+
+
+def report(sender: Any, args: argparse.Namespace, name: str, port: int) -> None:
+    """Run a pipeline, and send how it went."""
+    try:
+        entry = alone(args.work, name) if args.mode == "one" else shared(args.work, name, args.rank, port)
+    except Exception as error:  # noqa: BLE001 - what goes wrong is a result
+        entry = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    sender.send(entry)
 
 
 def alone(work: Path, name: str) -> dict[str, Any]:
@@ -75,18 +115,18 @@ def alone(work: Path, name: str) -> dict[str, Any]:
     return entry
 
 
-def shared(args: argparse.Namespace, name: str) -> dict[str, Any]:
+def shared(work: Path, name: str, rank: int, port: int) -> dict[str, Any]:
     """The request whose result one rank left, with a rank for each branch of its guidance."""
     from porter.omni.ranks import Traffic
     from porter.omni.worker import OneWorker
     from porter.parity.sides import align, small_areas
 
-    held = args.work / f"{name}.pt"
+    held = work / f"{name}.pt"
     if not held.is_file():
         return {"error": "did not run on one rank"}
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = prepare(args.work, name, folder)
-        worker = OneWorker(checkpoint, rank=args.rank, parallel={"cfg_parallel_size": 2}, port=args.port)
+        checkpoint = prepare(work, name, folder)
+        worker = OneWorker(checkpoint, rank=rank, parallel={"cfg_parallel_size": 2}, port=port)
         try:
             align(worker.pipeline)
             traffic = Traffic()
