@@ -75,6 +75,7 @@ def test_converting_on_demand_says_where_the_code_lies(monkeypatch, tmp_path) ->
 
 
 def test_residue_that_touches_results_is_refused_in_words(monkeypatch) -> None:
+    from porter import on_demand
     from porter.batch import Outcome
     from porter.omni import models, ports
 
@@ -82,7 +83,7 @@ def test_residue_that_touches_results_is_refused_in_words(monkeypatch) -> None:
     outcome = Outcome("DiTPipeline", family="dit", residue=[entry])
 
     def refuse(name: str) -> Path:
-        ports._check(outcome)
+        on_demand.check(outcome, ports.TARGET, "set it")
         raise AssertionError
 
     monkeypatch.setattr(models, "port_folder", refuse)
