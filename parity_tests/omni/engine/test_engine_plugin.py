@@ -90,7 +90,9 @@ def test_residue_that_touches_results_is_refused_in_words(monkeypatch) -> None:
     models._load.cache_clear()
     models.pipeline_class.cache_clear()
     try:
-        with pytest.raises(ports.ConversionRefused, match=r"DiTPipeline was not converted.*pipeline_dit.py:7: no rule"):
+        with pytest.raises(
+            on_demand.ConversionRefused, match=r"DiTPipeline was not converted.*pipeline_dit.py:7: no rule"
+        ):
             models.DiTPipeline(od_config=None)
     finally:
         models._load.cache_clear()
@@ -98,7 +100,8 @@ def test_residue_that_touches_results_is_refused_in_words(monkeypatch) -> None:
 
 
 def test_an_unknown_pipeline_is_refused_in_words() -> None:
-    from porter.omni.ports import ConversionRefused, port_folder
+    from porter.omni.ports import port_folder
+    from porter.on_demand import ConversionRefused
 
     with pytest.raises(ConversionRefused, match="has no pipeline NoSuchPipeline, and porter has no port of it"):
         port_folder("NoSuchPipeline")
