@@ -54,7 +54,7 @@ _EXTRA_SPECS: dict = {
     "vllm_omni/diffusion/models/flux/pipeline_flux.py": "import torch\n\n\nclass FluxPipeline(Base):\n    pass\n",
     "docs/models/supported_models.md": """| Architecture | Models | Example HF Models | NVIDIA GPU | AMD GPU |
 |---|---|---|---|---|
-| `AuraOne` | Aura | | | |
+| `AuraFlow0Pipeline` | Aura | | | |
 | `FluxPipeline` | Flux | | yes | |
 
 End.

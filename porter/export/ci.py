@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -78,7 +79,8 @@ def ci_texts(
     lines = text.split("\n")
     made = _step(_lines(text, model), model, name, tests, dependency)
     files[nightly] = "\n".join([*lines[: model.end], *made, *lines[model.end :]])
-    _check(text, files[nightly])
+    if not _only_adds(text, files[nightly]):
+        return {}, f"no step: {nightly} is written in a form that porter does not know; add it by hand"
     return files, _SAID.format(nightly)
 
 
@@ -214,10 +216,10 @@ def _quoted(text: str) -> str:
     return '"' + text.replace('"', "'") + '"'
 
 
-def _check(before: str, after: str) -> None:
-    """The file as a whole still says what it said, and one step more."""
-    old, new = ([(step.label, step.commands) for step in steps_of(text)] for text in (before, after))
-    added = list(new)
-    for step in old:
-        added.remove(step)
-    assert len(added) == 1, "the CI's file would say something else"
+def _only_adds(before: str, after: str) -> bool:
+    """Whether the file as a whole still says what it said, and one step more."""
+    try:
+        old, new = (Counter((step.label, step.commands) for step in steps_of(text)) for text in (before, after))
+    except yaml.YAMLError:
+        return False
+    return not old - new and (new - old).total() == 1

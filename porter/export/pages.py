@@ -176,7 +176,11 @@ def page_texts(exported: Exported, checkout: Checkout, read: Callable[[str], str
 def _rows(exported: Exported, checkout: Checkout, read: Callable[[str], str]) -> dict[str, str]:
     """Pages with a row for the model, those of them that there are."""
     name, short = exported.port.name, exported.short_name
-    stem = re.split(r"(?<=[a-z0-9])(?=[A-Z])", short)[0]
+    family = re.sub(r"[_\d]+$", "", exported.port.family).replace("_", "")
+
+    def kin(cell: str) -> bool:
+        return re.sub(r"[^a-z0-9]", "", cell.casefold()).startswith(family)
+
     found = {}
     if checkout.read(MODELS_PAGE) is not None:
         page = read(MODELS_PAGE)
@@ -184,14 +188,14 @@ def _rows(exported: Exported, checkout: Checkout, read: Callable[[str], str]) ->
         empty = len(heading_of(page, "Architecture")) - 3
         row = f"| `{name}` | {short} | {checkpoint} |{' |' * empty}"
         known = f"`{name}`" in page
-        found[MODELS_PAGE] = page if known else with_row(page, row, "Architecture", lambda cell: f"`{stem}" in cell)
+        found[MODELS_PAGE] = page if known else with_row(page, row, "Architecture", kin)
     section = _SECTIONS[exported.card.kind]
     if checkout.read(FEATURES_PAGE) is not None and not exported.replaces:
         page = read(FEATURES_PAGE)
         columns = heading_of(page, "Model", section)[1:]
         states = (feature_cell(column, exported.port.features) for column in columns)
         row = f"| **{short}** | {' | '.join(states)} |"
-        found[FEATURES_PAGE] = with_row(page, row, "Model", lambda cell: cell.startswith(f"**{stem}"), section)
+        found[FEATURES_PAGE] = with_row(page, row, "Model", kin, section)
     if checkout.read(RECIPES_PAGE) is not None:
         page = read(RECIPES_PAGE)
         task = exported.task.replace("_", " ").capitalize()
