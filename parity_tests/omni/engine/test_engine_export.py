@@ -130,6 +130,6 @@ def test_the_tests_that_need_a_checkpoint_are_collected_by_the_marks_that_the_ci
 
 
 def test_an_exported_test_runs_on_a_tiny_checkpoint(with_helpers: Path, checkpoint) -> None:
-    test = with_helpers / "tests/e2e/offline_inference/test_aura_flow.py"
-    found = pytest_in(with_helpers, test, TINY_CHECKPOINT=str(checkpoint("AuraFlowPipeline")))
+    test = with_helpers / "tests/e2e/offline_inference/test_ltx.py"
+    found = pytest_in(with_helpers, test, TINY_CHECKPOINT=str(checkpoint("LTXPipeline")))
     assert "1 passed" in found
