@@ -134,7 +134,7 @@ PRESETS = """steps:
             --run-level "full_model"
       - label: ":moon: Diffusion X2I(&A&T) · Function Test with H100 · 2-GPU"
         commands:
-          - pytest -sv tests/e2e -m "full_model and diffusion and H100 and cards_2"
+          - pytest -sv tests/e2e/old -m "full_model and diffusion and H100 and cards_2"
 
   - label: "last"
     commands: make

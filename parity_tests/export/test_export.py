@@ -86,9 +86,18 @@ def test_the_ci_gets_a_step_in_the_form_of_its_neighbours(converter, checkout, c
     assert removed(before, files(checkout)) == []
     steps = yaml.safe_load(path.read_text())["steps"][0]["steps"]
     old = yaml.safe_load(before[path.relative_to(checkout).as_posix()])["steps"][0]["steps"]
-    [made] = [step for step in steps if step not in old]
-    assert [step for step in steps if step != made] == old and steps.index(made) == 1
+    made, *others = [step for step in steps if step not in old]
+    assert [step for step in steps if step in old] == old and steps.index(made) == 1
     assert made["label"].endswith("· AuraFlow Function Test") and "key" not in made
+    if form == "presets":
+        [two] = others
+        assert two["label"].endswith("· AuraFlow Function Test · 2-GPU") and steps.index(two) == 3
+        [command] = two["commands"]
+        assert (
+            "test_aura_flow_expansion.py" in command and '-m "full_model and diffusion and H100 and cards_2"' in command
+        )
+    else:
+        assert others == []
     assert len(made["commands"]) == 2
     for command in made["commands"]:
         test, marks = re.fullmatch(r'pytest -s -v (\S+) -m "(.*)" --run-level "full_model"', command).groups()
@@ -100,7 +109,8 @@ def test_the_ci_gets_a_step_in_the_form_of_its_neighbours(converter, checkout, c
         table = yaml.safe_load(files(checkout)[".buildkite/common/ci_source_file_dependencies.yml"])
         paths = table["source_file_dependencies"][made["source_file_dependencies"]]
         assert paths[0] == "vllm_omni/diffusion/models/aura_flow/" and len(paths) == 3
-    assert "a step in .buildkite/" in (checkout / "PULL_REQUEST.md").read_text()
+    said = "a step, a step for two cards (" if form == "presets" else "a step, no step for two cards:"
+    assert f"| CI | {said}" in (checkout / "PULL_REQUEST.md").read_text()
     committed(checkout)
     assert deliver(converter, checkout, "AuraFlowPipeline")[1] == []
 
@@ -175,7 +185,7 @@ def test_reviewers_are_answered_from_the_text(converter, checkout):
     deliver(converter, checkout, "AuraFlowPipeline")
     text = (checkout / "PULL_REQUEST.md").read_text()
     found = dict(line.strip("| ").split(" | ", 1) for line in text.splitlines() if line.count(" | ") == 1)
-    assert re.match(r"\d+ places build it; backends can be chosen: yes", found["vLLM-Omni's Attention layer"])
+    assert re.match(r"\d+ places? builds? it; backends can be chosen: yes", found["vLLM-Omni's Attention layer"])
     assert found["no training paths"].startswith("yes")
     assert "ColumnParallelLinear" in found["parallel linear layers"]
     assert found["latency and peak memory against diffusers"] == "not measured"

@@ -21,10 +21,23 @@ DEPENDENCIES = ".buildkite/common/ci_source_file_dependencies.yml"
 # Groups of the nightly file by what a model makes.
 _GROUPS = {"image": "X2I", "audio": "X2I", "video": "X2V"}
 # What the exported tests are marked with.
-MARKS = frozenset({"full_model", "diffusion", "cuda", "gpu", "H100", "cards_1"})
-_SAID = "a step in {}"
+MARKS = frozenset({"full_model", "diffusion", "cuda", "gpu", "H100"})
+_SAID = "a step"
 _SELECTION = re.compile(r"""-m\s+(["'])(.+?)\1""", re.DOTALL)
 _KEYS_NOT_SHARED = ("key", "artifact_paths", "if", "env", "source_file_dependencies")
+
+
+@dataclass(frozen=True)
+class Tests:
+    """Tests that need a checkpoint, by path.
+
+    Attributes:
+        one_card: that have a case for one card.
+        two_cards: that have cases for two.
+    """
+
+    one_card: Sequence[str]
+    two_cards: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -44,7 +57,7 @@ class Step:
 
 
 def ci_texts(
-    checkout: Checkout, read: Callable[[str], str], name: str, kind: str, folder: str, stem: str, tests: Sequence[str]
+    checkout: Checkout, read: Callable[[str], str], name: str, kind: str, folder: str, stem: str, tests: Tests
 ) -> tuple[dict[str, str], str]:
     """The CI's files with a step for a model's tests, by path, and what there is to say about them.
 
@@ -55,33 +68,48 @@ def ci_texts(
         kind: ``image``, ``video`` or ``audio``.
         folder: of the model.
         stem: of its files.
-        tests: that need its checkpoint, by path; none, and there is no step.
+        tests: that need its checkpoint; none, and there is no step.
     """
     nightly = next((file for file in NIGHTLY if checkout.read(file) is not None), None)
-    if not tests:
+    if not tests.one_card:
         return {}, "no step: there is no test that needs a checkpoint, and the CPU tests are selected by their markers"
     if nightly is None:
         return {}, "no step: this tree has no nightly file of the CI (wheels do not); add one in a checkout"
-    text = read(nightly)
-    steps = steps_of(text)
-    covering = [step for step in steps if all(_runs(step.commands, test) for test in tests)]
-    if covering:
-        mine = f"{name} Function Test" in covering[0].label
-        return {}, _SAID.format(nightly) if mine else f"run by the step {covering[0].label!r} of {nightly}"
-    model = next((step for step in reversed(steps) if _is_like(step, _GROUPS[kind], text)), None)
-    if model is None:
-        return {}, f"no step: {nightly} has no function test of diffusion models to put one beside; add it by hand"
-    files = {}
-    dependency = ""
-    if checkout.read(DEPENDENCIES) is not None and "source_file_dependencies" in "\n".join(_lines(text, model)):
-        dependency = f"diffusion_{stem}_function"
-        files[DEPENDENCIES] = with_dependency(read(DEPENDENCIES), dependency, folder, tests)
-    lines = text.split("\n")
-    made = _step(_lines(text, model), model, name, tests, dependency)
-    files[nightly] = "\n".join([*lines[: model.end], *made, *lines[model.end :]])
-    if not _only_adds(text, files[nightly]):
-        return {}, f"no step: {nightly} is written in a form that porter does not know; add it by hand"
-    return files, _SAID.format(nightly)
+    files: dict[str, str] = {}
+    said = []
+    for cards, wanted in ((1, tests.one_card), (2, tests.two_cards)):
+        if not wanted:
+            continue
+        text = files.get(nightly) or read(nightly)
+        steps = steps_of(text)
+        covering = [step for step in steps if all(_runs(step.commands, test, _marks(cards)) for test in wanted)]
+        if cards > 1:  # a step that does not ask for them has one card, where the other cases skip themselves
+            covering = [step for step in covering if f"cards_{cards}" in step.commands]
+        where = " for two cards" if cards == 2 else ""
+        if covering:
+            mine = f"{name} Function Test" in covering[0].label
+            said.append(f"{_SAID}{where}" if mine else f"run{where} by the step {covering[0].label!r}")
+            continue
+        model = next((step for step in reversed(steps) if _is_like(step, _GROUPS[kind], text, cards)), None)
+        if model is None:
+            said.append(f"no step{where}: there is no function test of diffusion models to put one beside")
+            continue
+        lines, dependency = text.split("\n"), ""
+        if checkout.read(DEPENDENCIES) is not None and "source_file_dependencies" in "\n".join(_lines(text, model)):
+            dependency = f"diffusion_{stem}_function"
+            files[DEPENDENCIES] = with_dependency(read(DEPENDENCIES), dependency, folder, tests.one_card)
+        made = _step(_lines(text, model), model, name, wanted, dependency, cards)
+        after = "\n".join([*lines[: model.end], *made, *lines[model.end :]])
+        if not _only_adds(text, after):
+            return {}, f"no step: {nightly} is written in a form that porter does not know; add it by hand"
+        files[nightly] = after
+        said.append(f"{_SAID}{where}")
+    return files, f"{', '.join(said)} ({nightly})"
+
+
+def _marks(cards: int) -> frozenset[str]:
+    """What the exported tests are marked with that need so many cards."""
+    return MARKS | {f"cards_{cards}"}
 
 
 def steps_of(text: str) -> list[Step]:
@@ -135,19 +163,23 @@ def _lines(text: str, step: Step) -> list[str]:
     return text.split("\n")[step.first : step.end]
 
 
-def _is_like(step: Step, group: str, text: str) -> bool:
-    """Whether a step tests what a diffusion model does, on one GPU of the kind that the exported tests ask for."""
+def _is_like(step: Step, group: str, text: str, cards: int) -> bool:
+    """Whether a step tests what a diffusion model does, on so many GPUs of the kind that the exported tests ask for."""
     if group not in step.label or "Function Test" not in step.label:
         return False
     if not text.split("\n")[step.first].lstrip().startswith("- label:"):
         return False
     selection = _SELECTION.search(step.commands)
+    if selection is None or not {"full_model", "H100"} <= _names(selection[2]):
+        return False
     # Tests that run on a second kind of GPU too are of the same kind.
-    also = MARKS | {"B200"}
-    return selection is not None and {"full_model", "H100"} <= _names(selection[2]) and _holds(selection[2], also)
+    also = frozenset({"B200"})
+    if cards == 1:
+        return _holds(selection[2], _marks(1) | also)
+    return _holds(selection[2], _marks(cards) | also) and not _holds(selection[2], _marks(1) | also)
 
 
-def _runs(commands: str, test: str) -> bool:
+def _runs(commands: str, test: str, marks: frozenset[str]) -> bool:
     """Whether commands run a test: by its file or a folder above it, and its marks."""
     for command in commands.split("\n"):
         selection = _SELECTION.search(command)
@@ -156,7 +188,7 @@ def _runs(commands: str, test: str) -> bool:
         ignored = [word.rstrip("/") for word in re.findall(r"--ignore=(\S+)", command)]
         if not inside or any(test == word or test.startswith(f"{word}/") for word in ignored):
             continue
-        if "pytest" in command and " -k " not in command and (selection is None or _holds(selection[2])):
+        if "pytest" in command and " -k " not in command and (selection is None or _holds(selection[2], marks)):
             return True
     return False
 
@@ -165,7 +197,7 @@ def _names(expression: str) -> set[str]:
     return set(re.findall(r"\w+", expression)) - {"and", "or", "not"}
 
 
-def _holds(expression: str, marks: frozenset[str] = MARKS) -> bool:
+def _holds(expression: str, marks: frozenset[str]) -> bool:
     """Whether a selection by markers takes a test that has these."""
 
     def value(node: ast.expr) -> bool:
@@ -182,11 +214,12 @@ def _holds(expression: str, marks: frozenset[str] = MARKS) -> bool:
         return False
 
 
-def _step(lines: list[str], model: Step, name: str, tests: Sequence[str], dependency: str) -> list[str]:
+def _step(lines: list[str], model: Step, name: str, tests: Sequence[str], dependency: str, cards: int) -> list[str]:
     """The lines of a neighbour, with another label and commands."""
     indent = " " * (len(lines[0]) - len(lines[0].lstrip(" -")))
     selection = _SELECTION.search(model.commands)
-    asked = [mark for mark in ("full_model", "diffusion", "H100", "cards_1") if mark in _names(selection[2])]  # type: ignore[index]
+    names = _names(selection[2]) if selection else set()
+    asked = [mark for mark in ("H100", f"cards_{cards}") if mark in names]
     marks = " and ".join(dict.fromkeys(["full_model", "diffusion", *asked]))
     level = ' --run-level "full_model"' if "--run-level" in model.commands else ""
     made: list[str] = []
@@ -198,7 +231,7 @@ def _step(lines: list[str], model: Step, name: str, tests: Sequence[str], depend
             skipping = key in _KEYS_NOT_SHARED
             if key == "label":
                 prefix, _, _ = model.label.rpartition(" · ")
-                label = f"{prefix.partition(' · ')[0]} · {name} Function Test"
+                label = f"{prefix.partition(' · ')[0]} · {name} Function Test" + (" · 2-GPU" if cards == 2 else "")
                 made += ["", f"{line[: line.index('label:')]}label: {_quoted(label)}"]
                 if dependency:
                     made.append(f"{indent}source_file_dependencies: {dependency}")

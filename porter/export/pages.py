@@ -9,7 +9,7 @@ from typing import Any
 
 from porter.emit.templates import fill
 from porter.export.checkout import Checkout
-from porter.export.ci import ci_texts
+from porter.export.ci import Tests, ci_texts
 from porter.export.rows import feature_cell, heading_of, with_row
 from porter.export.style import styled
 from porter.omni.card import Card
@@ -168,7 +168,8 @@ def page_texts(exported: Exported, checkout: Checkout, read: Callable[[str], str
         files[f"examples/online_serving/{stem}/README.md"] = fill("export/online.md.j2", **values)
     vendor = exported.recipe.partition("/")[0]
     files[f"recipes/{exported.recipe}"] = fill("export/recipe.md.j2", vendor=vendor, **values)
-    steps, said = ci_texts(checkout, read, exported.short_name, exported.card.kind, exported.folder, stem, list(e2e))
+    tests = Tests(list(e2e), [name for name in e2e if "online" in name and exported.parallel_options])
+    steps, said = ci_texts(checkout, read, exported.short_name, exported.card.kind, exported.folder, stem, tests)
     files |= steps | _rows(exported, checkout, read)
     return files, replace(exported, ci=said, e2e=list(e2e))
 

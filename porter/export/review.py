@@ -39,7 +39,7 @@ def answers(exported: Exported, texts: Mapping[str, str]) -> list[tuple[str, str
                 called[_last(node.func)] += 1
                 if _formats_early(node):
                     logged.append(f"{name}:{node.lineno}")
-            elif isinstance(node, ast.Attribute) and node.attr in _TRAINING:
+            elif isinstance(node, ast.Attribute) and node.attr in _TRAINING and isinstance(node.ctx, ast.Load):
                 trained.append(f"{name}:{node.lineno}")
     return [
         ("vLLM-Omni's Attention layer", _attention(exported, called)),
@@ -80,7 +80,8 @@ def _attention(exported: Exported, called: Counter[str]) -> str:
     left = called["scaled_dot_product_attention"] + called["dispatch_attention_fn"]
     rest = f", {left} calls of torch's or diffusers' attention left as they are (see the residue)" if left else ""
     state = exported.port.features.get("attention_backends", "untested")
-    return f"{called['Attention']} places build it{rest}; backends can be chosen: {state}"
+    places = "1 place builds" if called["Attention"] == 1 else f"{called['Attention']} places build"
+    return f"{places} it{rest}; backends can be chosen: {state}"
 
 
 def _rope(imported: Mapping[str, set[str]]) -> str:
