@@ -39,7 +39,7 @@ class LazyLogs(Rule):
     )
 
     def leave_Call(self, ctx: Context, original: cst.Call, updated: cst.Call) -> cst.Call:
-        owner, _, level = dotted(updated.func).rpartition(".") if dotted(updated.func) else ("", "", "")
+        owner, _, level = (dotted(updated.func) or "").rpartition(".")
         if owner != "logger" or level not in _LEVELS or not updated.args:
             return updated
         message, *others = updated.args
