@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -43,6 +44,22 @@ def test_a_port_is_written_and_registered(porter, tree):
     }
     assert '"TinyPipeline": ("tiny", "pipeline_tiny", "TinyPipeline")' in Path("out/registry.py").read_text()
     assert "dropped: callback_on_step_end" in result.out
+
+
+@pytest.mark.parametrize("target", ["porter", "vllm-omni"])
+def test_a_renamed_import_that_the_target_lacks_is_taken_over_under_its_name(porter, tree, target):
+    tree.write("pipelines/tiny/helpers.py", "def scaled(value):\n    return value * 2\n")
+    path = tree.root / "pipelines/tiny/pipeline_tiny.py"
+    text = path.read_text().replace("import torch\n", "import torch\n\nfrom .helpers import scaled as doubled\n", 1)
+    path.write_text(text.replace("image = torch.zeros((1, 4))", "image = doubled(torch.zeros((1, 4)))"))
+    assert porter("convert", "TinyPipeline", "-o", "out", "--source", tree.root, "--target", target).code == 0
+    module = ast.parse(Path("out/tiny/pipeline_tiny.py").read_text())
+    nodes = list(ast.walk(module))
+    assert [
+        node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name in ("doubled", "scaled")
+    ] == ["doubled"]
+    assert not [node for node in nodes if isinstance(node, ast.ImportFrom) and "helpers" in (node.module or "")]
+    assert sum(isinstance(node, ast.Call) and ast.unparse(node.func) == "doubled" for node in nodes) == 1
 
 
 def test_json_says_what_was_written(porter, tree):

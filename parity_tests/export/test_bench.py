@@ -20,8 +20,12 @@ def test_the_spread_is_in_quartiles():
 
 def test_both_sides_are_measured(tmp_path, capsys):
     picture = tmp_path / "bench.svg"
-    assert main(["bench", "AuraFlowPipeline", "--runs", "2", "--steps", "3", "--plot", str(picture), "--json"]) == 0
+    arguments = ["--runs", "2", "--steps", "3", "--plot", str(picture), "--pictures", "--json"]
+    assert main(["bench", "AuraFlowPipeline", *arguments]) == 0
     report = json.loads(capsys.readouterr().out)
+    shown = report["pictures"]
+    assert shown["port"] == shown["reference"] and shown["difference"].startswith("data:image/png;base64,")
+    assert report["command"].endswith("--pictures")
     [mode] = report["modes"]
     assert [each["name"] for each in mode["quantities"]] == ["denoiser step", "whole call", "peak memory"]
     step, whole, _ = mode["quantities"]

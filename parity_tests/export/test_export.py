@@ -5,14 +5,19 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import re
+import subprocess
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 from porter.cli import main
-from porter.export import ExportError
+from porter.export import ExportError, style
 from porter.export.checkout import EXTRAS, METADATA, REGISTRY, open_checkout
 from porter.export.plan import check_plan, plan_export, write_plan
+from porter.export.review import answers
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -56,6 +61,144 @@ def test_an_image_model_is_added_and_nothing_is_touched(converter, checkout):
     assert "AuraFlowPipeline" not in after[METADATA].decode()
     request = after["PULL_REQUEST.md"].decode()
     assert "parity" in request and "untested" in request and "not measured" in request
+
+
+def test_pages_get_a_row_where_it_belongs(converter, checkout):
+    deliver(converter, checkout, "AuraFlowPipeline", "LTXPipeline")
+    text = {name: found.decode() for name, found in files(checkout).items() if name.endswith(".md")}
+    models = text["docs/models/supported_models.md"].splitlines()
+    assert models[3] == "| `AuraFlowPipeline` | AuraFlow | `fal/AuraFlow` | | |" and models[4].startswith("| `FluxP")
+    assert models[-2:] == ["", "End."]
+    features = text["docs/user_guide/diffusion_features.md"]
+    assert "| **AuraFlow** | ❌ | ❓ | ✅ | ✅ | ❓ | ❓ |\n| **Bagel**" in features
+    assert "| **LTX** | ❓ | ❓ |\n| **Wan** |" in features
+    recipes = text["recipes/README.md"].splitlines()
+    [row] = [at for at, line in enumerate(recipes) if "AuraFlow" in line]
+    assert recipes[row] == "| [`fal/AuraFlow.md`](./fal/AuraFlow.md) | Text to image serving | 1x GPU (untested) |"
+    assert recipes[row - 1].startswith("| [`aa") and (checkout / "recipes/fal/AuraFlow.md").is_file()
+
+
+@pytest.mark.parametrize("form", ["queues", "presets"])
+def test_the_ci_gets_a_step_in_the_form_of_its_neighbours(converter, checkout, committed, ci, form):
+    path = ci(form)
+    before = files(checkout)
+    deliver(converter, checkout, "AuraFlowPipeline")
+    assert removed(before, files(checkout)) == []
+    steps = yaml.safe_load(path.read_text())["steps"][0]["steps"]
+    old = yaml.safe_load(before[path.relative_to(checkout).as_posix()])["steps"][0]["steps"]
+    made, *others = [step for step in steps if step not in old]
+    assert [step for step in steps if step in old] == old and steps.index(made) == 1
+    assert made["label"].endswith("· AuraFlow Function Test") and "key" not in made
+    if form == "presets":
+        [two] = others
+        assert two["label"].endswith("· AuraFlow Function Test · 2-GPU") and steps.index(two) == 3
+        [command] = two["commands"]
+        assert (
+            "test_aura_flow_expansion.py" in command and '-m "full_model and diffusion and H100 and cards_2"' in command
+        )
+    else:
+        assert others == []
+    assert len(made["commands"]) == 2
+    for command in made["commands"]:
+        test, marks = re.fullmatch(r'pytest -s -v (\S+) -m "(.*)" --run-level "full_model"', command).groups()
+        assert (checkout / test).is_file() and marks.startswith("full_model and diffusion and H100")
+    if form == "queues":
+        assert {key: made[key] for key in ("agents", "plugins")} == {key: old[0][key] for key in ("agents", "plugins")}
+    else:
+        assert made["timeout_in_minutes"] == 120
+        table = yaml.safe_load(files(checkout)[".buildkite/common/ci_source_file_dependencies.yml"])
+        paths = table["source_file_dependencies"][made["source_file_dependencies"]]
+        assert paths[0] == "vllm_omni/diffusion/models/aura_flow/" and len(paths) == 3
+    said = "a step, a step for two cards (" if form == "presets" else "a step, no step for two cards:"
+    assert f"| CI | {said}" in (checkout / "PULL_REQUEST.md").read_text()
+    committed(checkout)
+    assert deliver(converter, checkout, "AuraFlowPipeline")[1] == []
+
+
+def test_a_step_that_runs_the_tests_already_is_named(converter, checkout, committed, ci):
+    path = ci("queues")
+    path.write_text(path.read_text().replace("tests/e2e/online_serving/test_old_expansion.py", "tests/e2e/"))
+    committed(checkout)
+    _, written = deliver(converter, checkout, "AuraFlowPipeline")
+    assert not [name for name in written if name.startswith(".buildkite")]
+    assert "run by the step 'Diffusion X2I · Function Test with H100'" in (checkout / "PULL_REQUEST.md").read_text()
+
+
+def test_shared_examples_are_used_where_they_run_the_model(converter, checkout, committed):
+    for name in ("offline_inference/text_to_image/text_to_image.py", "online_serving/text_to_image/run_server.sh"):
+        path = checkout / "examples" / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+    committed(checkout)
+    _, written = deliver(converter, checkout, "AuraFlowPipeline", "FluxInpaintPipeline")
+    own = {name.split("/")[2] for name in written if name.startswith("examples/")}
+    assert own == {"flux_inpaint"}  # it wants a mask, which the shared script does not give
+    recipe = (checkout / "recipes/fal/AuraFlow.md").read_text()
+    assert "examples/offline_inference/text_to_image/text_to_image.py" in recipe
+    assert "examples/online_serving/text_to_image/README.md" in recipe
+
+
+def test_what_was_measured_is_told_and_nothing_else(converter, checkout, tmp_path):
+    times = {"values": [1.0, 2.0], "median": 1.5, "low": 1.25, "high": 1.75}
+    row = {"name": "whole call", "unit": "s", "diffusers": times, "port": times, "ratio": 1.0}
+    picture = "data:image/png;base64,AAAA"
+    report = {
+        "pipeline": "AuraFlowPipeline", "checkpoint": "fal/AuraFlow", "device": "cuda", "machine": "Card 9",
+        "dtype": "bfloat16", "threads": 1, "runs": 2, "memory": "allocated on the device",
+        "environment": {"torch": "2.14.1"}, "modes": [{"mode": "eager", "quantities": [row]}],
+        "pictures": {"reference": picture, "port": picture, "difference": picture}, "command": "porter bench X",
+    }  # fmt: skip
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps(report))
+    plan = plan_export(converter, ["AuraFlowPipeline"], open_checkout(checkout), [file])
+    write_plan(plan)
+    text = (checkout / "PULL_REQUEST.md").read_text()
+    assert "Card 9, cuda, bfloat16" in text and "| whole call | eager | 1.5 [1.25, 1.75] s |" in text
+    assert "porter bench X --json" in text and "measured on Card 9" in text and "tiny checkpoint this" not in text
+    for name in ("speed", "output"):
+        assert f"PULL_REQUEST/AuraFlowPipeline_{name}.svg" in text
+        ElementTree.parse(checkout / f"PULL_REQUEST/AuraFlowPipeline_{name}.svg")
+    with pytest.raises(ExportError, match="is of AuraFlowPipeline, which is not exported"):
+        plan_export(converter, ["LTXPipeline"], open_checkout(checkout), [file])
+    file.write_text('{"pipeline": "AuraFlowPipeline"}')
+    with pytest.raises(ExportError, match="bench.json holds no result: write it with `porter bench NAME --json"):
+        plan_export(converter, ["AuraFlowPipeline"], open_checkout(checkout), [file])
+
+
+def test_the_style_checks_of_the_repository_pass(converter, checkout):
+    _, written = deliver(converter, checkout, "AuraFlowPipeline", "LTXImageToVideoPipeline", "StableAudio3Pipeline")
+    python = [name for name in written if name.endswith(".py") and name not in (REGISTRY, METADATA, EXTRAS)]
+    assert any(name.startswith("tests/e2e/online") for name in python)
+    for command in (["check", *style._SETTINGS], ["format", "--check", *style._SETTINGS[:4]]):
+        done = subprocess.run([style.find_ruff_bin(), *command, *python], cwd=checkout, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+    for name in python:
+        text = (checkout / name).read_text()
+        assert text.startswith(style.SPDX), name
+        functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+        for function in (node for node in functions if node.name.startswith("test_")):
+            assert ast.get_docstring(function) and function.returns is not None, (name, function.name)
+            assert all(argument.annotation is not None for argument in function.args.args), (name, function.name)
+
+
+def test_reviewers_are_answered_from_the_text(converter, checkout):
+    deliver(converter, checkout, "AuraFlowPipeline")
+    text = (checkout / "PULL_REQUEST.md").read_text()
+    found = dict(line.strip("| ").split(" | ", 1) for line in text.splitlines() if line.count(" | ") == 1)
+    assert re.match(r"\d+ places? builds? it; backends can be chosen: yes", found["vLLM-Omni's Attention layer"])
+    assert found["no training paths"].startswith("yes")
+    assert "ColumnParallelLinear" in found["parallel linear layers"]
+    assert found["latency and peak memory against diffusers"] == "not measured"
+    assert "test_aura_flow_expansion.py` (not run: they need a GPU)" in found["regression test"]
+    diff = text.split("```diff\n")[1].split("```")[0]
+    assert '+    "AuraFlowPipeline": (' in diff and not re.search(r"^-(?!--)", diff, re.MULTILINE)
+
+
+def test_what_reviewers_would_find_is_said(converter, checkout):
+    exported = plan_export(converter, ["AuraFlowPipeline"], open_checkout(checkout)).models[0]
+    text = "def f(self):\n    if self.gradient_checkpointing:\n        logger.info(f'{self}')\n"
+    found = dict(answers(exported, {"a.py": text}))
+    assert found["no training paths"] == "left: `a.py:2`" and found["lazy log formatting"] == "no: `a.py:3`"
 
 
 def test_twice_is_once(converter, checkout, committed):

@@ -1,8 +1,11 @@
-"""What needs no engine: import lines, cards, messages."""
+"""What needs no engine: import lines, cards, messages, a torchaudio that does not load."""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -103,3 +106,56 @@ def test_an_untested_version_is_told_once(caplog: pytest.LogCaptureFixture) -> N
         "rely on its ports"
     ]
     warn_untested.cache_clear()
+
+
+@pytest.fixture
+def no_sound(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No torchaudio has been imported, and what a test imports of it is forgotten."""
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
+        monkeypatch.delitem(sys.modules, name)
+    held = dict(sys.modules)
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio" and name not in held]:
+        del sys.modules[name]
+
+
+def test_without_torchaudio_what_needs_it_says_so(no_sound, monkeypatch):
+    from transformers.utils import is_torchaudio_available
+
+    from porter.omni.sound import StandIns, make_torchaudio_importable
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchaudio" else found(name))
+    make_torchaudio_importable()
+    make_torchaudio_importable()
+    assert sum(isinstance(finder, StandIns) for finder in sys.meta_path) == 1
+    import torchaudio.compliance.kaldi as kaldi
+    from torchaudio.functional import melscale_fbanks
+    from torchaudio.transforms import Resample
+
+    for call in (melscale_fbanks, Resample, kaldi.fbank):
+        with pytest.raises(RuntimeError, match="needs torchaudio, which is not installed"):
+            call(16000, 8000)
+    assert not is_torchaudio_available()
+
+
+def test_beside_another_torch_the_python_of_torchaudio_works(no_sound, monkeypatch, tmp_path):
+    from porter.omni.sound import make_torchaudio_importable
+
+    package = tmp_path / "torchaudio"
+    (package / "lib").mkdir(parents=True)
+    (package / "lib/_torchaudio.abi3.so").write_bytes(b"no library")
+    (package / "__init__.py").write_text("from . import _extension\n")
+    (package / "_extension.py").write_text("raise OSError('libc10_cuda.so')\n")
+    (package / "functional.py").write_text(
+        "from torchaudio._extension import fail_if_no_align\n\ndef resample():\n    return 1\n\n\n"
+        "@fail_if_no_align\ndef forced_align():\n    return 2\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    make_torchaudio_importable()
+    import torchaudio.functional as functional
+
+    assert functional.resample() == 1
+    with pytest.raises(RuntimeError, match="forced_align needs its library"):
+        functional.forced_align()

@@ -42,6 +42,17 @@ def test_a_line_is_told_by_what_made_it(capsys):
     assert "As in diffusers." in told(capsys, f"{file}:{same}")
 
 
+def test_verbose_has_the_places_and_the_neighbours(capsys):
+    short, long = told(capsys, "DiTPipeline"), told(capsys, "DiTPipeline", "--verbose")
+    assert long.startswith(short) and "`register-modules`" not in short
+    [change] = [line for line in long.split("## Changes")[1].splitlines() if line.startswith("- `attention-layer`")]
+    assert "(same arithmetic)" in change and "dit/dit_transformer.py:" in change
+    assert "Written in `porter.rules." in told(capsys, "attention-layer", "-v")
+    file = MODELS / "dit" / "dit_transformer.py"
+    line = int(change.split("dit/dit_transformer.py:")[1].split(",")[0])
+    assert "With dit/dit_transformer.py, lines" in told(capsys, f"{file}:{line}", "-v")
+
+
 def test_lines_written_by_hand_are_told_apart_and_do_not_shift_the_others(capsys, tmp_path):
     shutil.copy(MODELS / "registry.py", tmp_path)
     shutil.copytree(MODELS / "flux", tmp_path / "flux")

@@ -249,6 +249,18 @@ def test_attention_backends_are_tried_in_order(monkeypatch, caplog, setting, dev
         assert f"attention backend {name} for Pipeline failed: {name} is not installed" in caplog.text
 
 
+def test_diffusers_knows_every_backend_that_is_tried():
+    """A name that a newer diffusers gave to something else, or took away, would only ever fail on a GPU."""
+    from diffusers.models import attention_dispatch
+
+    known = {item.value for item in attention_dispatch.AttentionBackendName}
+    hub = {item.value for item in attention_dispatch._HUB_KERNELS_REGISTRY}
+    for setting, tried in attention_backends.ATTEMPTS.items():
+        assert set(tried) <= known, setting
+        assert {name for name in tried if name.endswith("_hub")} == set(tried) & hub
+        assert set(tried) <= {item.value for item in attention_dispatch._AttentionBackendRegistry._backends}
+
+
 def test_a_backend_that_is_asked_for_and_cannot_run_is_an_error(tiny, monkeypatch):
     with pytest.raises(ConfigError, match="FLASH_ATTN cannot run .*" + ": .*; ".join(FLASH)):
         backend(tiny("QwenImagePipeline"), attention_backend="FLASH_ATTN")

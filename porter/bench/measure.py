@@ -19,6 +19,7 @@ import torch
 from porter.bench.results import BenchReport, Compared, Measured, Times
 from porter.parity import checkpoint as checkpoints
 from porter.parity import spec as specs
+from porter.parity.pictures import pictures
 from porter.parity.recipes import decode
 from porter.parity.request import to_request
 from porter.parity.sides import Port, Reference, small_areas
@@ -38,6 +39,7 @@ def bench(
     runs: int = 5,
     compiled: bool = False,
     arguments: dict[str, Any] | None = None,
+    with_pictures: bool = False,
 ) -> BenchReport:
     """Time a pipeline of diffusers and its port in one process, by turns.
 
@@ -50,6 +52,7 @@ def bench(
         runs: of each side; one more of each comes first and does not count.
         compiled: measure both with ``torch.compile`` of the denoiser too.
         arguments: of the call, over those of the pipeline's spec.
+        with_pictures: keep the first picture that each side makes, and their difference.
 
     Raises:
         SpecError: nothing says how to call the pipeline.
@@ -75,6 +78,9 @@ def bench(
                         # Its forward alone: what times a step stands around it, not in the graph.
                         denoiser.forward = torch.compile(denoiser.forward)
                 modes.append(_mode("compiled", sides, device, runs))
+            shown = None
+            if with_pictures:
+                shown = pictures(*(side.run(decode(recipe, tensors)) for side in (theirs, ours)))
     return BenchReport(
         pipeline=name,
         checkpoint=str(checkpoint or _TINY),
@@ -86,7 +92,8 @@ def bench(
         memory="allocated on the device" if device != "cpu" else "growth of the process's resident memory in a call",
         environment={package: metadata.version(package) for package in _PACKAGES},
         modes=modes,
-        command=_command(name, checkpoint, device, dtype, runs, compiled),
+        pictures=shown,
+        command=_command(name, checkpoint, device, dtype, runs, compiled, with_pictures),
     )
 
 
@@ -211,9 +218,12 @@ def _machine(device: str) -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def _command(name: str, checkpoint: Any, device: str, dtype: str, runs: int, compiled: bool) -> str:
+def _command(
+    name: str, checkpoint: Any, device: str, dtype: str, runs: int, compiled: bool, with_pictures: bool
+) -> str:
     words = ["porter bench", name, "--runs", str(runs)]
     words += ["--checkpoint", str(checkpoint)] if checkpoint else []
     words += ["--device", device] if device != "cpu" else []
     words += ["--dtype", dtype] if dtype != "float32" else []
-    return " ".join([*words, *(["--compiled"] if compiled else [])])
+    words += ["--compiled"] if compiled else []
+    return " ".join([*words, *(["--pictures"] if with_pictures else [])])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from porter.parity.results import Pictures
 
 
 class Times(BaseModel):
@@ -76,6 +78,7 @@ class BenchReport(BaseModel):
         memory: what ``peak memory`` is: allocated on the accelerator, or the growth of the process's resident memory.
         environment: versions.
         modes: eager, and compiled if it was asked for.
+        pictures: the first picture of each side, if they were asked for and there are any.
         command: that repeats it.
     """
 
@@ -91,4 +94,5 @@ class BenchReport(BaseModel):
     memory: str
     environment: dict[str, str]
     modes: list[Measured]
+    pictures: Pictures | None = Field(default=None, repr=False)
     command: str

@@ -33,6 +33,7 @@ Dtype = Annotated[str, typer.Option("--dtype", help="of the weights of both side
 Runs = Annotated[int, typer.Option("--runs", min=1, help="of each side, after one that does not count")]
 Compiled = Annotated[bool, typer.Option("--compiled", help="measure with torch.compile of the denoiser too")]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="denoising steps of a call")]
+Pictures = Annotated[bool, typer.Option("--pictures", help="with --json: the first picture of each side too")]
 Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="write the picture, an SVG")]
 
 
@@ -45,6 +46,7 @@ def bench(
     steps: Steps = None,
     compiled: Compiled = False,
     plot: Plot = None,
+    pictures: Pictures = False,
     models_dir: ModelsDir = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -74,6 +76,7 @@ def bench(
             dtype=dtype,
             runs=runs,
             compiled=compiled,
+            with_pictures=pictures,
             arguments={} if steps is None else {"num_inference_steps": steps},
         )
     if plot is not None:

@@ -15,6 +15,10 @@ Names = Annotated[
 ]
 Into = Annotated[Path, typer.Option("--into", metavar="CHECKOUT", help="source tree of vLLM-Omni 0.30")]
 Force = Annotated[bool, typer.Option("--force", help="write over what differs, and keep it beside as FILE.orig")]
+Evidence = Annotated[
+    list[Path] | None,
+    typer.Option("--evidence", metavar="FILE", help="what `porter bench --json` or `porter parity --json` printed"),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be written, and write nothing")]
 
 
@@ -24,6 +28,7 @@ def export(
     source: Source = None,
     force: Force = False,
     dry_run: DryRun = False,
+    evidence: Evidence = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -41,7 +46,7 @@ def export(
     short = list(dict.fromkeys(name.removeprefix("diffusers.") for name in names))
     with bad_input(ExportError, SourceError, OutputError, FormatError, OSError):
         checkout = open_checkout(into)
-        plan = plan_export(Converter(SourceTree(source), get_target("vllm-omni")), short, checkout)
+        plan = plan_export(Converter(SourceTree(source), get_target("vllm-omni")), short, checkout, evidence or ())
         check_plan(plan, force)
         differing = plan.differing
         if not dry_run:
@@ -78,6 +83,8 @@ def export(
                 print(f"  {name}: {state}")
         for name in differing:
             print(f"  {into / name}")
+        if verbose and (diff := plan.diff()):
+            print(diff)
         for name in sorted(plan.backups):
             print(f"  what was there is now in {into / name}")
         if not differing:

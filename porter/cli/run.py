@@ -27,6 +27,7 @@ from porter.cli.model_options import (
     settings,
     silence_pipeline,
 )
+from porter.cli.native_port import ports_for
 from porter.cli.run_requests import DEFAULT_NAMES, OUTPUT_SUFFIXES, Wanted, from_file, from_options, to_request
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="a checkpoint folder, or a hub id")]
@@ -107,7 +108,7 @@ def run(
     with bad_input(PorterRuntimeError):
         omni = Omni(
             model=model,
-            models_dir=models_dir,
+            models_dir=ports_for(model, models_dir, load_format, model_class, revision, quiet),
             device=device,
             dtype=dtype,
             model_class_name=model_class,

@@ -156,10 +156,12 @@ class ExplainOutput(Output):
 
     Attributes:
         subject: as it was given.
+        verbose: whether the details were asked for.
         text: Markdown.
     """
 
     subject: str
+    verbose: bool
     text: str
 
 

@@ -23,6 +23,7 @@ from porter.cli.model_options import (
     settings,
     silence_pipeline,
 )
+from porter.cli.native_port import ports_for
 
 API_KEY = "PORTER_API_KEY"
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="a checkpoint folder, or a hub id")]
@@ -118,7 +119,7 @@ def serve(
     omni, app, limits = _load(
         dict(
             model=model,
-            models_dir=models_dir,
+            models_dir=ports_for(model, models_dir, load_format, model_class, revision, quiet),
             device=device,
             dtype=dtype,
             model_class_name=model_class,

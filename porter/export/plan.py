@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import porter
+from porter.emit.templates import fill
 from porter.emit.write import place_files
 from porter.export import ExportError
 from porter.export.checkout import METADATA, REGISTRY, Checkout
-from porter.export.evidence import measured
+from porter.export.evidence import measured, pictures_of, read_evidence
 from porter.export.folder import MARK, missing_imports, module_texts, package_text, place
-from porter.export.pages import Exported, checkpoint_of, page_texts, pull_request
+from porter.export.pages import (
+    FEATURES_PAGE,
+    MODELS_PAGE,
+    RECIPES_PAGE,
+    Exported,
+    checkpoint_of,
+    page_texts,
+)
+from porter.export.review import answers, lost_entries
 from porter.export.tables import extra_arguments, extras, family_of, metadata_text, registry_text, replaced
 from porter.omni.card import card_of
 from porter.port import Converter
 
-PULL_REQUEST = "PULL_REQUEST.md"
+PULL_REQUEST, PICTURES = "PULL_REQUEST.md", "PULL_REQUEST"
+# What several models have entries in.
+SHARED = ".buildkite/"
+PAGES = (MODELS_PAGE, FEATURES_PAGE, RECIPES_PAGE)
 BACKUP = ".orig"
+# Where the text of the pull request tells what becomes of files that were there.
+_DIFF = "\n## Everything that was there\n"
 
 
 @dataclass
@@ -43,33 +59,53 @@ class ExportPlan:
         """Files that are not there yet as they are to be, sorted."""
         return sorted(name for name, text in self.files.items() if self.checkout.read(name) != text)
 
+    def diff(self) -> str:
+        """What becomes of the repository's own files, in the form of ``diff -u``; without what ports bring."""
+        lines: list[str] = []
+        for name in sorted(set(self.changed)):
+            held = self.checkout.read(name)
+            if held is not None and held != self.files[name]:
+                before, after = held.splitlines(), self.files[name].splitlines()
+                lines += difflib.unified_diff(before, after, f"a/{name}", f"b/{name}", lineterm="")
+        return "\n".join(lines)
+
     @property
     def conflicts(self) -> list[str]:
         """Files that are there, differ, and are neither a table that is added to nor made anew with every port."""
         made_anew = {PULL_REQUEST, *self.changed}
-        found = (name for name in self.differing if name not in made_anew and not name.endswith("/__init__.py"))
+        names = (name for name in self.differing if name not in made_anew and not name.endswith("/__init__.py"))
+        found = (name for name in names if not name.startswith(f"{PICTURES}/"))
         return [name for name in found if self.checkout.read(name) is not None]
 
 
-def plan_export(converter: Converter, names: Sequence[str], checkout: Checkout) -> ExportPlan:
+def plan_export(
+    converter: Converter, names: Sequence[str], checkout: Checkout, evidence: Sequence[Path] = ()
+) -> ExportPlan:
     """Convert pipelines and lay out what they are in a tree of vLLM-Omni. Nothing is written.
 
     Args:
         converter: for the target ``vllm-omni``.
         names: of the pipelines.
         checkout: the tree.
+        evidence: files with results of ``porter bench --json`` and ``porter parity --json``.
 
     Raises:
-        ExportError: a port is not complete, or the tree is not as vLLM-Omni has it.
+        ExportError: a port is not complete, the tree is not as vLLM-Omni has it, or evidence is of something else.
         SourceError: there is no such pipeline.
     """
     plan = ExportPlan(checkout)
+    speed, parity = read_evidence(evidence)
+    stray = sorted((speed.keys() | parity.keys()) - set(names))
+    if stray:
+        raise ExportError(f"--evidence is of {_listed(stray)}, which is not exported")
+    modules_of: dict[str, dict[str, str]] = {}
 
     def read(name: str) -> str:
         return plan.files.get(name) or checkout.text(name)
 
     for name in names:
         exported = _exported(converter, name, checkout)
+        exported = replace(exported, bench=speed.get(name), in_process=parity.get(name, exported.in_process))
         port, card, folder = exported.port, exported.card, exported.folder
         modules = module_texts(port, card, folder, exported.warm_up)
         missing = missing_imports(modules, converter.target.symbols)
@@ -78,6 +114,7 @@ def plan_export(converter: Converter, names: Sequence[str], checkout: Checkout) 
                 f"{port.name} needs what vLLM-Omni {checkout.version} and the diffusers that it pins do not have "
                 f"({_listed(missing)}): export it from that diffusers (--source), or report it as a defect of porter"
             )
+        modules_of[port.name] = modules
         plan.files |= modules
         init = f"vllm_omni/diffusion/models/{folder}/__init__.py"
         plan.files[init] = package_text(checkout, folder, plan.files)
@@ -88,12 +125,44 @@ def plan_export(converter: Converter, names: Sequence[str], checkout: Checkout) 
         declared = extras(checkout, read, port, exported.extra_arguments)
         plan.files |= declared
         plan.changed += [file for file in (*tables, *declared) if file.endswith(("registry.py", "model_metadata.py"))]
-        pages, added_to = page_texts(exported, checkout, read)
+        pages, exported = page_texts(exported, checkout, read)
         plan.files |= pages
-        plan.changed += added_to
+        plan.changed += [file for file in pages if file.startswith(SHARED) or file in PAGES]
         plan.models.append(exported)
-    plan.files[PULL_REQUEST] = pull_request(plan.models, checkout, converter.tree.version)
+    plan.files |= _pull_request(plan, modules_of, converter.tree.version, read)
     return plan
+
+
+def _pull_request(
+    plan: ExportPlan, modules: dict[str, dict[str, str]], diffusers: str, read: Callable[[str], str]
+) -> dict[str, str]:
+    """The text of the pull request and its pictures; where nothing was measured, it says so."""
+    models, files = plan.models, {}
+    for model in models:
+        if model.bench is None:
+            continue
+        from porter.bench.plot import plot
+
+        files[f"{PICTURES}/{model.port.name}_speed.svg"] = plot(model.bench)
+        shown = pictures_of(model.bench)
+        if shown:
+            files[f"{PICTURES}/{model.port.name}_output.svg"] = shown
+    text = fill(
+        "export/pull_request.md.j2",
+        models=models,
+        names=" ".join(model.port.name for model in models),
+        porter=porter.__version__,
+        diffusers=diffusers,
+        vllm_omni=plan.checkout.version,
+        reviews=[answers(model, modules[model.port.name]) for model in models],
+        lost=lost_entries(plan.checkout, read),
+        diff=plan.diff(),
+    )
+    held = plan.checkout.read(PULL_REQUEST)
+    if held is not None and not plan.diff() and held.partition(_DIFF)[0] == text.partition(_DIFF)[0]:
+        text = held  # exported before: what it changed then is what it changes
+    files[PULL_REQUEST] = text
+    return files
 
 
 def _exported(converter: Converter, name: str, checkout: Checkout) -> Exported:

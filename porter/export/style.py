@@ -24,7 +24,7 @@ _SETTINGS = (
     f"--select={_RULES}",
     f"--ignore={_IGNORED}",
     "--config=src = []",
-    '--config=lint.isort.known-first-party = ["vllm_omni"]',
+    '--config=lint.isort.known-first-party = ["tests", "vllm_omni"]',
     '--config=lint.per-file-ignores = {"examples/**" = ["E501"], "tests/**" = ["E501"]}',
 )
 SPDX = (

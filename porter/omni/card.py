@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from porter.emit.write import read_registry
-from porter.omni.ports import ConversionRefused, port_folder
+from porter.omni.ports import port_folder
+from porter.on_demand import ConversionRefused
 
 # Keys of what a post-processing hook returns, and the modality that each makes; the first that is there decides.
 _KINDS = {"video": "video", "audio": "audio"}

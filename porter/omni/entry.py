@@ -15,11 +15,13 @@ def platform() -> str | None:
 
     from porter.omni.early import announce_models
     from porter.omni.shims import claimed, define_torchvision_operators
+    from porter.omni.sound import make_torchaudio_importable
 
     announce_models()
     if claimed(builtin_omni_platform_plugins, "vllm_omni.platform_plugins"):
         return None
     define_torchvision_operators()
+    make_torchaudio_importable()
     return CPU_PLATFORM
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from porter.omni.adapt import adapt, pre_process
 from porter.omni.card import card
 from porter.omni.log import logger
-from porter.omni.ports import ConversionRefused, port_folder
+from porter.omni.ports import port_folder
+from porter.on_demand import ConversionRefused
 from porter.runtime.diffusion.registry import ModelRegistry, RegisteredModel
 
 _HOOK = re.compile(r"get_(\w+)_(pre|post)_process_func")

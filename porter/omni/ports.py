@@ -16,21 +16,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from porter.batch import Outcome, convert_batch
 from porter.cache import Cache
-from porter.emit.write import read_registry, registry_text, write_ports
+from porter.emit.write import read_registry, registry_text
 from porter.omni.imports import for_engine
 from porter.omni.log import logger
+from porter.on_demand import ConversionRefused, converted, is_kept
 from porter.runtime.diffusion.registry import find_models_dir
 from porter.source import SourceTree
 
 TARGET = "vllm-omni"
 # A folder that `porter convert -o` wrote; its ports come before those converted on demand.
 MODELS_DIR = "PORTER_OMNI_MODELS_DIR"
-
-
-class ConversionRefused(RuntimeError):
-    """There is no port of a pipeline that could be trusted; the message says why and what to do."""
 
 
 def available() -> list[str]:
@@ -88,27 +84,11 @@ def _names(folder: Path) -> tuple[str, ...]:
 
 
 def _converted(name: str) -> Path:
-    folder = _cache().folder / "ports" / name
-    if (folder / "registry.py").is_file():
-        return folder
-    [outcome] = convert_batch([name], _tree(), TARGET, cache=_cache())
-    _check(outcome)
-    write_ports(folder, [outcome])  # the registry comes last, so a folder that has one is whole
-    logger.info("porter: %s was converted from diffusers %s; the code is in %s", name, _tree().version, folder)
+    fresh = not is_kept(name, _cache())
+    folder = converted(name, _tree(), TARGET, _cache(), f"set {MODELS_DIR}=DIR")
+    if fresh:
+        logger.info("porter: %s was converted from diffusers %s; the code is in %s", name, _tree().version, folder)
     return folder
-
-
-def _check(outcome: Outcome) -> None:
-    if not outcome.converted:
-        raise ConversionRefused(f"{outcome.name} does not convert: {outcome.error}")
-    left = [entry for entry in outcome.residue if entry["affects_results"]]
-    if left:
-        places = "; ".join(f"{entry['file']}:{entry['line']}: {entry['reason']}" for entry in left[:5])
-        raise ConversionRefused(
-            f"{outcome.name} was not converted completely, and its results may differ from diffusers' ({places}). "
-            f"Serve it with diffusion_load_format='diffusers', or finish it by hand: `porter convert {outcome.name} "
-            f"--target {TARGET} -o DIR`, then set {MODELS_DIR}=DIR."
-        )
 
 
 def _translated(source: Path, name: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from porter.emit.format import formatted
 from porter.emit.write import read_registry
 from porter.facts.pipeline import pipeline_facts
-from porter.port import Converter
+from porter.port import Converter, Port
 from porter.review.diff import Hunk, diff_port
 from porter.review.steps import OTHERS, rules, safety_of, summary
 from porter.rules.history import STEPS
@@ -23,8 +23,12 @@ class UnknownSubject(ValueError):
     """Neither a rule nor a pipeline nor a line of a port."""
 
 
-def explain_rule(name: str) -> str:
+def explain_rule(name: str, verbose: bool = False) -> str:
     """The manual of a rule or step, as Markdown: what it does, its class, what it changes and what it leaves alone.
+
+    Args:
+        name: of the rule or step.
+        verbose: say in which file the rule stands, too.
 
     Raises:
         UnknownSubject: there is none of that name.
@@ -39,6 +43,9 @@ def explain_rule(name: str) -> str:
         parts += ["Before:", _block(before), "After:", _block(after)]
     if rule.VALID:
         parts += ["Left alone:", *map(_block, rule.VALID)]
+    if verbose:
+        lines, first = inspect.getsourcelines(rule)
+        parts.append(f"Written in `{rule.__module__}`, lines {first} to {first + len(lines) - 1}.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -46,8 +53,14 @@ def _block(text: str) -> str:
     return f"```python\n{textwrap.dedent(text).strip()}\n```"
 
 
-def explain_pipeline(name: str, target: str = "porter", source: str | Path | None = None) -> str:
+def explain_pipeline(name: str, target: str = "porter", source: str | Path | None = None, verbose: bool = False) -> str:
     """What was recognised in a pipeline, what it became and what was dropped or left, as Markdown.
+
+    Args:
+        name: of the pipeline.
+        target: name of the target.
+        source: the diffusers sources.
+        verbose: list the places that each rule or step changed, too.
 
     Raises:
         SourceError: as :func:`porter.convert`.
@@ -55,7 +68,7 @@ def explain_pipeline(name: str, target: str = "porter", source: str | Path | Non
     tree = SourceTree(source)
     definition = tree.find_pipeline(name)
     facts = pipeline_facts(tree, definition)
-    port = Converter(tree, get_target(target)).port(name)
+    port = Converter(tree, get_target(target), record=verbose).port(name)
     parts = [f"# {port.name}", f"diffusers {tree.version}, `{definition.module.name}`, line {definition.first_line}."]
     rows = []
     for component in facts.components:
@@ -73,19 +86,32 @@ def explain_pipeline(name: str, target: str = "porter", source: str | Path | Non
     parts += ["## Left as it was", _list(map(str, port.residue))]
     parts += ["## Features", _list(f"{key}: {value}" for key, value in port.features.items())]
     parts += ["## Files", _list(f"`{file}`" for file in port.files)]
+    if verbose:
+        parts += ["## Changes", _list(_changes(port))]
     return "\n\n".join(parts) + "\n"
+
+
+def _changes(port: Port) -> Iterable[str]:
+    """Of each rule or step, in order of its name: its class, and where it changed something."""
+    places: dict[str, list[str]] = {}
+    for hunk in diff_port(port, formatted(port.texts)):
+        for step in hunk.steps:
+            places.setdefault(step, []).append(f"{hunk.file}:{hunk.line}")
+    for step, found in sorted(places.items()):
+        yield f"`{step}` ({safety_of([step])}), {len(found)}: {', '.join(found)}"
 
 
 def _list(items: Iterable[str]) -> str:
     return "\n".join(f"- {item}" for item in items) or "nothing"
 
 
-def explain_line(place: str, source: str | Path | None = None) -> str:
+def explain_line(place: str, source: str | Path | None = None, verbose: bool = False) -> str:
     """What made a line of a port, as Markdown.
 
     Args:
         place: ``FILE:LINE``, the file below a folder with a ``registry.py``.
         source: the diffusers sources that the port was made from.
+        verbose: show all lines that were made together with it, too.
 
     Raises:
         UnknownSubject: no such file or line, or no pipeline of the registry writes the file.
@@ -117,7 +143,7 @@ def explain_line(place: str, source: str | Path | None = None) -> str:
                 code = f"```python\n{lines[line - 1]}\n```"
                 return f"# {place}\n\n{code}\n\nWritten by hand; porter writes no such line here.\n"
             made = [hunk for hunk in hunks if hunk.line <= generated < hunk.line + len(hunk.after)]
-            return _of_line(place, lines[line - 1], made)
+            return _of_line(place, lines[line - 1], made, verbose)
     raise UnknownSubject(f"no pipeline of {models / 'registry.py'} writes {relative}")
 
 
@@ -129,7 +155,7 @@ def _generated_line(lines: list[str], line: int, generated: list[str]) -> int | 
     return None
 
 
-def _of_line(place: str, text: str, hunks: list[Hunk]) -> str:
+def _of_line(place: str, text: str, hunks: list[Hunk], verbose: bool) -> str:
     parts = [f"# {place}", f"```python\n{text}\n```"]
     if not hunks:
         return "\n\n".join([*parts, "As in diffusers."]) + "\n"
@@ -139,21 +165,24 @@ def _of_line(place: str, text: str, hunks: list[Hunk]) -> str:
         if hunk.source:
             parts.append(f"In the place of {hunk.source}, line {hunk.source_line}:")
             parts.append("```python\n" + "\n".join(hunk.before) + "\n```")
+        if verbose:
+            parts.append(f"With {hunk.file}, lines {hunk.line} to {hunk.line + len(hunk.after) - 1}:")
+            parts.append("```python\n" + "\n".join(hunk.after) + "\n```")
     return "\n\n".join(parts) + "\n"
 
 
-def explain(subject: str, source: str | Path | None = None) -> str:
+def explain(subject: str, source: str | Path | None = None, verbose: bool = False) -> str:
     """Any of the three; see :func:`explain_rule`, :func:`explain_pipeline` and :func:`explain_line`.
 
     Raises:
         UnknownSubject: it is none of them; the nearest names are given.
     """
     if ":" in subject and not subject.startswith("template:"):
-        return explain_line(subject, source)
+        return explain_line(subject, source, verbose)
     if subject in rules() or subject in STEPS or subject in OTHERS:
-        return explain_rule(subject)
+        return explain_rule(subject, verbose)
     try:
-        return explain_pipeline(subject, source=source)
+        return explain_pipeline(subject, source=source, verbose=verbose)
     except SourceError as error:
         if subject.endswith("Pipeline"):
             raise

@@ -75,6 +75,7 @@ def test_converting_on_demand_says_where_the_code_lies(monkeypatch, tmp_path) ->
 
 
 def test_residue_that_touches_results_is_refused_in_words(monkeypatch) -> None:
+    from porter import on_demand
     from porter.batch import Outcome
     from porter.omni import models, ports
 
@@ -82,14 +83,16 @@ def test_residue_that_touches_results_is_refused_in_words(monkeypatch) -> None:
     outcome = Outcome("DiTPipeline", family="dit", residue=[entry])
 
     def refuse(name: str) -> Path:
-        ports._check(outcome)
+        on_demand.check(outcome, ports.TARGET, "set it")
         raise AssertionError
 
     monkeypatch.setattr(models, "port_folder", refuse)
     models._load.cache_clear()
     models.pipeline_class.cache_clear()
     try:
-        with pytest.raises(ports.ConversionRefused, match=r"DiTPipeline was not converted.*pipeline_dit.py:7: no rule"):
+        with pytest.raises(
+            on_demand.ConversionRefused, match=r"DiTPipeline was not converted.*pipeline_dit.py:7: no rule"
+        ):
             models.DiTPipeline(od_config=None)
     finally:
         models._load.cache_clear()
@@ -97,7 +100,8 @@ def test_residue_that_touches_results_is_refused_in_words(monkeypatch) -> None:
 
 
 def test_an_unknown_pipeline_is_refused_in_words() -> None:
-    from porter.omni.ports import ConversionRefused, port_folder
+    from porter.omni.ports import port_folder
+    from porter.on_demand import ConversionRefused
 
     with pytest.raises(ConversionRefused, match="has no pipeline NoSuchPipeline, and porter has no port of it"):
         port_folder("NoSuchPipeline")

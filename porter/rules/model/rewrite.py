@@ -19,6 +19,7 @@ from porter.rules.model.classic_attention import ClassicAttention, class_name
 from porter.rules.model.config import ExplicitConfig, LayerwiseBlocks, RegisterToConfig
 from porter.rules.model.dead import without_dead
 from porter.rules.model.derived import DerivedAttention
+from porter.rules.model.lazy_logs import LazyLogs
 from porter.rules.model.logger import ReplaceLogger
 from porter.rules.model.mixins import METHODS, SWITCHES, RemoveDecorators, RemoveMachinery, RemoveMixins
 from porter.rules.model.norms import EngineRMSNorm
@@ -53,6 +54,7 @@ class ModelRewriter:
             ExplicitConfig(),  # reads a decorator that the next rule removes
             RemoveDecorators(),
             ReplaceLogger(),
+            LazyLogs(),
             KeepProcessor(),
             EngineRMSNorm(),
             EngineAdaLayerNorm(),

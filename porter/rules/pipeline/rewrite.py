@@ -14,6 +14,7 @@ from porter.rules.build import parsed
 from porter.rules.engine import SUPPORT, Context, Rule, bare, code, names_in, statements, walk
 from porter.rules.fold import UNKNOWN, Facts, dotted, fold_function
 from porter.rules.model.config import RegisterToConfig
+from porter.rules.model.lazy_logs import LazyLogs
 from porter.rules.model.logger import ReplaceLogger
 from porter.rules.model.mixins import RemoveDecorators, is_mixin
 from porter.rules.pipeline.arguments import DropArguments
@@ -56,7 +57,7 @@ class PipelineRewriter:
         if isinstance(node, cst.FunctionDef):
             node = fold_function(node, ctx.facts)
             ctx.record("fold-conditions", node)
-        return walk(node, [RemoveDecorators(), ReplaceLogger()], ctx)
+        return walk(node, [RemoveDecorators(), ReplaceLogger(), LazyLogs()], ctx)
 
     def _pipeline(self, definition: Definition, node: cst.ClassDef, ctx: Context) -> cst.ClassDef:
         source = definition.node
@@ -71,6 +72,7 @@ class PipelineRewriter:
             StaticHelpers(),
             RegisterToConfig(),
             RemoveDecorators(),
+            LazyLogs(),
         ]
         ported: dict[str, list[Any]] = {}
 

@@ -136,12 +136,18 @@ _LOAD_FORMATS: dict[str, Callable[[OmniDiffusionConfig, torch.device, str | Path
 }
 
 
+def verdict_of(name: str) -> str:
+    """What the committed results say about the port of a pipeline; ``parity`` where there are no results at all."""
+    try:
+        found = json.loads(RESULTS.read_text("utf-8"))
+    except (OSError, ValueError):
+        return "parity"
+    return str(found.get(name, {}).get("verdict", "not tested"))
+
+
 def _require_verified(name: str) -> None:
     """Committed ports are served only where the committed results say that they are at parity."""
-    try:
-        verdict = json.loads(RESULTS.read_text("utf-8")).get(name, {}).get("verdict", "not tested")
-    except (OSError, ValueError):
-        return
+    verdict = verdict_of(name)
     if verdict != "parity":
         raise ModelNotFoundError(
             f"the port of {name} is not verified ({verdict}): make your own with `porter convert {name} -o DIR`, check "

@@ -1,0 +1,81 @@
+"""``porter serve --engine vllm-omni``: the real server, with a port, asked by the official client."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+pytestmark = [pytest.mark.omni, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint) -> Path:
+    return checkpoint("SanaPipeline")
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    options = ["--dtype", "float32", "--enforce-eager", "--served-model-name", "tiny", "--port", str(port)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PORTER_OMNI_ENV": sys.prefix, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "porter", "serve", str(folder), "--engine", "vllm-omni", *options]
+    with log.open("w") as out:
+        # A session of its own, so that what the server starts ends with it.
+        server = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
+    asking = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120, max_retries=0)
+    try:
+        for _ in range(300):
+            assert server.poll() is None, log.read_text()[-3000:]
+            try:
+                asking.models.list()
+                break
+            except openai.APIConnectionError:
+                time.sleep(1)
+        yield asking
+    finally:
+        os.killpg(server.pid, signal.SIGINT)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def test_the_server_makes_what_diffusers_makes(client: openai.OpenAI, folder: Path) -> None:
+    import torch
+    from diffusers import DiffusionPipeline
+
+    [model] = client.models.list().data
+    assert model.id == "tiny"
+    answer = client.images.generate(
+        model="tiny", prompt="a cat", size="32x32", extra_body={"num_inference_steps": 2, "seed": 3}
+    )
+    found = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json)))
+    pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(3)
+    [wanted] = pipeline("a cat", height=32, width=32, num_inference_steps=2, generator=generator).images
+    assert np.array_equal(np.asarray(found), np.asarray(wanted))
+
+
+def test_what_the_pipeline_refuses_is_an_error_and_the_server_goes_on(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError):
+        client.images.generate(model="tiny", prompt="a cat", size="33x31", extra_body={"num_inference_steps": 2})
+    made = client.images.generate(model="tiny", prompt="a hat", size="32x32", extra_body={"num_inference_steps": 1})
+    assert made.data
