@@ -15,6 +15,7 @@ LAYERS = (
     "MergedColumnParallelLinear",
     "PackedRowParallelLinear",
     "ParallelFeedForward",
+    "QKVParallelLinear",
     "RowParallelLinear",
 )
 

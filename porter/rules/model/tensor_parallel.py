@@ -36,6 +36,10 @@ class SplitFile:
         whole: projections of repeated blocks that stay whole on every rank, with the reason, by class.
         plan: what is split, in plain values, by class.
         read: attributes that methods and functions read, constructors left out.
+        trees: the definitions before they were split, by place.
+        modules: the modules of the file, by name.
+        plans: how those that are split are.
+        apart: why projections that lie beside each other are not one layer, by class and names.
     """
 
     nodes: list[Any]
@@ -45,6 +49,10 @@ class SplitFile:
     plan: dict[str, Any] = field(default_factory=dict)
     whole: dict[str, dict[str, str]] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
+    trees: dict[int, ast.stmt] = field(default_factory=dict)
+    modules: dict[str, ModuleFacts] = field(default_factory=dict)
+    plans: dict[str, Plan] = field(default_factory=dict)
+    apart: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 class TensorParallel(Rule):
@@ -150,6 +158,7 @@ class TensorParallel(Rule):
         plans = {name: plan for name, plan in every.items() if plan.columns}
         result.whole = {name: plan.whole for name, plan in every.items() if plan.whole}
         result.read = _attributes_read(list(trees.values()))
+        result.trees, result.modules, result.plans = trees, modules, plans
         places = {node.name: index for index, node in trees.items() if isinstance(node, ast.ClassDef | ast.FunctionDef)}
         for name, plan in plans.items():
             place = places[name]
