@@ -55,9 +55,10 @@ class Rank:
         )
         from vllm_omni.diffusion.vllm_config import create_diffusion_vllm_config
 
-        from porter.omni.linear import keep_weights
+        from porter.omni.linear import keep_products_apart, keep_weights
 
         keep_weights()
+        keep_products_apart()
         os.environ |= {
             "MASTER_ADDR": "localhost",
             "MASTER_PORT": str(port),
@@ -162,6 +163,21 @@ def fill(model: torch.nn.Module, seed: int) -> None:
             parameter.data.copy_(0.1 * noise + (1.0 if name.endswith("weight") else 0.0))
 
 
+def apart(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors as a checkpoint has them: those of layers that hold several projections one by one."""
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        parts = [part for layer, part, _ in getattr(model, "stacked_params_mapping", ()) if layer in name]
+        owner, _, kind = name.rpartition(".")
+        sizes = getattr(model.get_submodule(owner), "output_partition_sizes", None)
+        if not parts or sizes is None:
+            found[name] = tensor
+            continue
+        held = owner.rpartition(".")[0]
+        found |= {f"{held}{part}{kind}": rows.clone() for part, rows in zip(parts, tensor.split(sizes), strict=True)}
+    return found
+
+
 def widened(config: dict[str, Any], heads_only: bool = False) -> dict[str, Any]:
     """A configuration with twice the heads of the same size, and twice what is as wide as all of them."""
     from porter.facts.attention import HEAD_SIZE, HEADS
@@ -205,7 +221,7 @@ def attempt(rank: Rank, work: Path, name: str, case: Any, config: dict[str, Any]
     if rank.mode == "one":
         fill(model, 1)
         state = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
-        save_file(state, weights)
+        save_file(apart(model, state), weights)
         shapes = {key: list(value.shape) for key, value in model.named_parameters()}
         (work / f"{name}.json").write_text(json.dumps({"case": case.name, "config": config, "shapes": shapes}))
     with rank.context():

@@ -28,10 +28,12 @@ def split_over_ranks(built: PortedFile, model: Definition) -> None:
     if bound is None and _holds_feed_forward(built):
         bound = FEED_FORWARD[1]
     result = tensor.apply(built.nodes, bound)
-    built.features["tensor_parallel"] = _feature(result)
     _record(built, tensor.name, result.nodes, result.changed)
     merging = MergeProjections()
     merged, table = merging.apply(result)
+    if table:
+        result.plan["merged"] = table
+    built.features["tensor_parallel"] = _feature(result)
     built.features["merged_projections"] = _merged(result, table)
     _record(built, merging.name, result.nodes, merged)
     built.imports |= result.imports if result.changed else {}
