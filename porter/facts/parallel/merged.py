@@ -23,11 +23,13 @@ class Merge:
         members: their names, in the order in which their outputs lie.
         name: of the layer.
         layer: how it is built.
+        smaller: keys and values alone, where queries cannot be part of it after all.
     """
 
     members: tuple[str, ...]
     name: str
     layer: Layer
+    smaller: Merge | None = None
 
     @property
     def shards(self) -> tuple[str | int, ...]:
@@ -102,8 +104,8 @@ class _Search:
                 merge, reason = _merge(facts, chosen, {m: built[m].call for m in chosen}, statements)
                 if merge is not None:
                     found.append(merge)
-                else:
-                    self._note(name, chosen, reason)
+                if reason:
+                    self._note(name, [m for m in chosen if merge is None or m not in merge.members], reason)
         done = {member for merge in found for member in merge.members}
         for kin in _kin(built):
             left = [member for member in kin if member not in done]
@@ -155,11 +157,15 @@ class _Search:
                 wanted = {n: next((m for m in found.get(n, ()) if call.member in m.members), None) for n in serving}
                 shapes = {(m.name, m.members) if m else None for m in wanted.values()}
                 if len(shapes) > 1:
-                    for name, merge in wanted.items():
-                        if merge is not None:
-                            found[name].remove(merge)
-                            self._note(name, list(merge.members), "shares its code with a module where they differ")
-                            dropped = True
+                    held = {name: merge for name, merge in wanted.items() if merge is not None}
+                    larger = {name: merge for name, merge in held.items() if merge.smaller is not None}
+                    for name, merge in (larger or held).items():
+                        found[name].remove(merge)
+                        found[name] += [merge.smaller] if merge.smaller else []
+                        left = merge.members[:1] if merge.smaller else merge.members
+                        self._note(name, list(left), "shares its code with a module where they differ")
+                    dropped = True
+                    break
             if not dropped:
                 return
 
@@ -239,10 +245,15 @@ def _merge(
     name = merged_name(members)
     if name in facts.aliases or name in facts.methods:
         return None, f"there is a {name} already"
-    is_qkv = [role(member) for member in members] == ["q", "k", "v"]
-    build = qkv_layer if is_qkv else stacked_layer
-    layer, reason = build(facts, [calls[member] for member in members], statements)
-    return (Merge(tuple(members), name, layer), "") if layer is not None else (None, reason)
+    built = [calls[member] for member in members]
+    if [role(member) for member in members] != ["q", "k", "v"]:
+        layer, reason = stacked_layer(facts, built, statements)
+        return (Merge(tuple(members), name, layer), "") if layer is not None else (None, reason)
+    smaller, _ = _merge(facts, members[1:], calls, statements)
+    layer, reason = qkv_layer(facts, built, statements)
+    if layer is not None:
+        return Merge(tuple(members), name, layer, smaller), ""
+    return smaller, reason
 
 
 def _chosen(members: list[str]) -> list[list[str]]:

@@ -14,10 +14,15 @@ QKV, STACKED = "QKVParallelLinear", "MergedColumnParallelLinear"
 
 @dataclass(frozen=True)
 class Layer:
-    """A construction: the class of the engine's layer, and its arguments as text."""
+    """A construction: the class of the engine's layer, and its arguments as text.
+
+    Attributes:
+        sizes: widths of its outputs, each once, where the engine does not say itself that ranks cannot share one.
+    """
 
     kind: str
     arguments: tuple[str, ...]
+    sizes: tuple[str, ...] = ()
 
 
 def stacked_layer(facts: ModuleFacts, calls: list[ast.Call], statements: list[ast.stmt]) -> tuple[Layer | None, str]:
@@ -27,7 +32,8 @@ def stacked_layer(facts: ModuleFacts, calls: list[ast.Call], statements: list[as
     inputs = place.said(in_features(calls[0]))
     if inputs is None or None in sizes:
         return None, "a size changes between their constructions"
-    return Layer(STACKED, (inputs, f"[{', '.join(map(str, sizes))}]", *_bias(calls[0]))), ""
+    texts = tuple(map(str, sizes))
+    return Layer(STACKED, (inputs, f"[{', '.join(texts)}]", *_bias(calls[0])), tuple(dict.fromkeys(texts))), ""
 
 
 def qkv_layer(facts: ModuleFacts, calls: list[ast.Call], statements: list[ast.stmt]) -> tuple[Layer | None, str]:

@@ -69,6 +69,7 @@ class MergeProjections(Rule):
             class ExampleFeedForward(nn.Module):
                 def __init__(self, dim, hidden_dim):
                     super().__init__()
+                    rank_share(hidden_dim, "hidden_dim")
                     self.w13 = MergedColumnParallelLinear(
                         dim, [hidden_dim, hidden_dim], bias=False, return_bias=False
                     )
@@ -120,6 +121,8 @@ class MergeProjections(Rule):
                 split.nodes[place] = _with_table(node, rows)
                 changed.append(place)
         TensorParallel().help(split, "outputs_of")
+        if any(merge.layer.sizes for merges in found.values() for merge in merges):
+            TensorParallel().help(split, "rank_share")
         return sorted(set(changed)), rows
 
 
@@ -168,7 +171,8 @@ class _Constructions(cst.CSTTransformer):
             self.done.add(merge.name)
             call = make_call(merge.layer.kind, [*merge.layer.arguments, "return_bias=False"])
             target = small.targets[0].with_changes(target=cst.parse_expression(f"self.{merge.name}"))
-            return updated.with_changes(body=[small.with_changes(targets=[target], value=call)])
+            line = updated.with_changes(body=[small.with_changes(targets=[target], value=call)])
+            return cst.FlattenSentinel([*statements(_shares(merge)), line])
         renamed = dict.fromkeys(f"self.{m.name}" if m else code(t.target) for t, m in zip(small.targets, held))
         targets: list[Any] = [cst.parse_expression(name) for name in renamed]
         targets = [cst.AssignTarget(target) for target in targets]
@@ -183,6 +187,16 @@ class _Constructions(cst.CSTTransformer):
             if not (body and item not in original.body and bare(item) == bare(body[-1])):
                 body.append(item)
         return updated.with_changes(body=body)
+
+
+def _shares(merge: Merge) -> str:
+    """Lines that refuse, in words, a width that ranks cannot share."""
+    lines = []
+    for size in merge.layer.sizes:
+        plain = size.replace(".", "").isidentifier()
+        what = size.rpartition(".")[2] if plain else f"outputs of {merge.name}"
+        lines.append(f'rank_share({size}, "{what}")\n')
+    return "".join(lines)
 
 
 def _member(node: cst.BaseExpression) -> str:
