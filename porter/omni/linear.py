@@ -7,6 +7,9 @@ hold ports against diffusers, so its layers use torch's own kernel, as they do o
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 
@@ -23,10 +26,25 @@ def keep_products_apart() -> None:
     One product for all would differ from diffusers' several in the last bits for some sizes. Layers that are quantized,
     and those that an adapter is wrapped around, are called as they are.
     """
+    for kind in _merged_layers():
+        kind.forward_parts = _forward_parts  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def one_product() -> Iterator[None]:
+    """Inside, such layers make one product for all their projections, as they do on a GPU."""
+    for kind in _merged_layers():
+        del kind.forward_parts  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        keep_products_apart()
+
+
+def _merged_layers() -> tuple[type[torch.nn.Module], ...]:
     from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear
 
-    for kind in (QKVParallelLinear, MergedColumnParallelLinear):
-        kind.forward_parts = _forward_parts
+    return QKVParallelLinear, MergedColumnParallelLinear
 
 
 def _forward_parts(layer: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:

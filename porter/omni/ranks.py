@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from porter.omni.linear import one_product
+
 COLLECTIVES = (
     "all_reduce",
     "all_gather_into_tensor",
@@ -235,6 +237,10 @@ def attempt(rank: Rank, work: Path, name: str, case: Any, config: dict[str, Any]
     found = rank.run(model, decode_calls(case.calls, sys.modules[cls.__module__]), hooked)
     if rank.mode == "one":
         torch.save(found, results)
+        if getattr(model, "stacked_params_mapping", ()):
+            with one_product():
+                again = rank.run(model, decode_calls(case.calls, sys.modules[cls.__module__]), False)
+            entry["merged"] = difference(again, found)
         return entry
     shapes = json.loads((work / f"{name}.json").read_text())["shapes"]
     own = {key: list(value.shape) for key, value in model.named_parameters()}
@@ -243,16 +249,25 @@ def attempt(rank: Rank, work: Path, name: str, case: Any, config: dict[str, Any]
     entry["share"] = round(sum(map(numel, own.values())) / max(1, sum(map(numel, shapes.values()))), 4)
     entry["collectives"] = dict(traffic.calls)
     entry["hooked"] = hooked
+    entry["relative"] = difference(found, torch.load(results))
+    return entry
+
+
+def difference(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> float:
+    """The largest difference of results, as a part of the largest value that is expected.
+
+    Raises:
+        ValueError: their shapes differ.
+    """
     worst = 0.0
-    for mine, reference in zip(found, torch.load(results), strict=True):
+    for mine, reference in zip(found, expected, strict=True):
         for key, value in reference.items():
             if mine[key].shape != value.shape:
                 raise ValueError(f"{key} is {tuple(mine[key].shape)}, on one rank {tuple(value.shape)}")
             scale = value.abs().max().item() if value.is_floating_point() else 1.0
             if value.numel():
                 worst = max(worst, ((mine[key] - value).abs().max() / max(scale, 1e-30)).item())
-    entry["relative"] = worst
-    return entry
+    return worst
 
 
 def numel(shape: list[int]) -> int:

@@ -85,6 +85,8 @@ class _Search:
         self.built = {name: _constructions(modules[name], plan) for name, plan in plans.items()}
         self.mentions = Mentions(definitions, {member for held in self.built.values() for member in held})
         self.callers = _callers(definitions)
+        self.processors, self.processed = _processors(definitions)
+        self.opaque = _opaque(definitions)
 
     def merges(self, name: str) -> list[Merge]:
         """What can be merged in a class, the rest of the file left out of account."""
@@ -142,7 +144,9 @@ class _Search:
     def _reaches(self, owner: str, within: str, name: str) -> bool:
         if within not in self.relatives:  # a function
             return name in self.callers[within] or not self.callers[within] <= self.modules.keys()
-        return owner != "self" or name in self.relatives[within]
+        if owner == "self":
+            return name in self.relatives[within]
+        return within not in self.processors or name in self.processed | self.opaque
 
     def _used_otherwise(self, member: str, name: str) -> bool:
         return any(used == member and self._reaches(owner, at, name) for used, owner, at in self.mentions.other)
@@ -152,8 +156,8 @@ class _Search:
         while True:
             dropped = False
             for call in self.mentions.calls:
-                serving = [n for n, facts in self.modules.items() if call.member in facts.aliases]
-                serving = [n for n in serving if self._serves(call, n)]
+                holding = {n for n, facts in self.modules.items() if call.member in facts.aliases}
+                serving = [n for n in sorted(holding | self.opaque) if self._serves(call, n)]
                 wanted = {n: next((m for m in found.get(n, ()) if call.member in m.members), None) for n in serving}
                 shapes = {(m.name, m.members) if m else None for m in wanted.values()}
                 if len(shapes) > 1:
@@ -181,6 +185,35 @@ def _relatives(classes: list[ast.ClassDef]) -> dict[str, set[str]]:
             queue += more
         above[name] = found
     return {name: above[name] | {other for other, found in above.items() if name in found} for name in bases}
+
+
+def _processors(definitions: list[ast.stmt]) -> tuple[set[str], set[str]]:
+    """Processors, and the classes that may have one: those that name one, and those that are given one."""
+    classes = [node for node in definitions if isinstance(node, ast.ClassDef)]
+    called = {
+        node.name
+        for node in classes
+        if any(isinstance(item, ast.FunctionDef) and item.name == "__call__" for item in node.body)
+    }
+    having: set[str] = set()
+    for definition in classes if called else ():
+        for node in ast.walk(definition):
+            if isinstance(node, ast.Name) and node.id in called and definition.name not in called:
+                having.add(definition.name)
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                having |= {node.func.id} if any(key.arg == "processor" for key in node.keywords) else set()
+    return called, having
+
+
+def _opaque(definitions: list[ast.stmt]) -> set[str]:
+    """Modules that derive from a class of another file, which may give them anything."""
+    classes = {node.name: node for node in definitions if isinstance(node, ast.ClassDef)}
+    return {
+        name
+        for name, node in classes.items()
+        if any(isinstance(base, ast.Name) and base.id not in classes for base in node.bases)
+        and any(isinstance(item, ast.FunctionDef) and item.name in ("__init__", "forward") for item in node.body)
+    }
 
 
 def _callers(definitions: list[ast.stmt]) -> dict[str, set[str]]:
