@@ -11,6 +11,7 @@ from dataclasses import dataclass
 LAZY = (ast.IfExp, ast.BoolOp, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 Key = tuple[str, str, int, str]
+Use = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,15 @@ class Mentions:
 
     Attributes:
         calls: where they are applied.
+        uses: where they are applied or asked for: name, owner, class or function.
         other: where they are used in another way, or where that may not happen: name, owner, class or function.
     """
 
     def __init__(self, definitions: list[ast.stmt], names: set[str]) -> None:
         self.names = names
         self.calls: list[Call] = []
-        self.other: set[tuple[str, str, str]] = set()
+        self.uses: dict[Use, None] = {}
+        self.other: set[Use] = set()
         self._suites: dict[int, list[ast.stmt]] = {}
         for node in definitions:
             functions = node.body if isinstance(node, ast.ClassDef) else [node]
@@ -76,15 +79,17 @@ class Mentions:
                 self.other.add((member, owner, within))
             else:
                 self.calls.append(Call(member, owner, ast.unparse(node.args[0]), suite, place, within))
+                self.uses[member, owner, within] = None
             self._expression(node.func.value, suite, place, within, lazy)
             self._expression(node.args[0], suite, place, within, lazy) if node.args else None
+            return
+        if (asked := _asked_for(node, self.names)) is not None:
+            self.uses[(*asked, within)] = None
             return
         if isinstance(node, ast.Attribute) and node.attr in self.names:
             self.other.add((node.attr, ast.unparse(node.value), within))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in self.names:
             self.other.add((node.value, "", within))
-        elif _is_test(node, self.names):
-            return
         for child in ast.iter_child_nodes(node):
             self._expression(child, suite, place, within, lazy or isinstance(node, LAZY))
 
@@ -144,16 +149,15 @@ def _is_plain(node: ast.expr) -> bool:
     return not any(isinstance(item, ast.Call | ast.NamedExpr | ast.Await) for item in ast.walk(node))
 
 
-def _is_test(node: ast.AST, names: set[str]) -> bool:
+def _asked_for(node: ast.AST, names: set[str]) -> tuple[str, str] | None:
     """``x.member is None``, ``hasattr(x, "member")``: true of all that are built together, or of none."""
     if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], ast.Is | ast.IsNot):
-        against = node.comparators[0]
-        return (
-            isinstance(node.left, ast.Attribute)
-            and node.left.attr in names
-            and isinstance(against, ast.Constant)
-            and against.value is None
-        )
+        left, against = node.left, node.comparators[0]
+        is_none = isinstance(against, ast.Constant) and against.value is None
+        if is_none and isinstance(left, ast.Attribute) and left.attr in names:
+            return left.attr, ast.unparse(left.value)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "hasattr":
-        return len(node.args) == 2 and isinstance(node.args[1], ast.Constant) and node.args[1].value in names
-    return False
+        name = node.args[1] if len(node.args) == 2 else None
+        if isinstance(name, ast.Constant) and name.value in names:
+            return name.value, ast.unparse(node.args[0])
+    return None

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 
-from porter.facts.parallel.calls_together import Call, Key, Mentions, by_key, suites
+from porter.facts.parallel.calls_together import Call, Key, Mentions, Use, by_key, suites
 from porter.facts.parallel.flow import Plan
 from porter.facts.parallel.merged_sizes import Layer, qkv_layer, stacked_layer
 from porter.facts.parallel.module import LINEAR, ModuleFacts, self_attribute
@@ -44,12 +44,12 @@ class Found:
     Attributes:
         merges: by class.
         apart: why projections beside each other stay apart, by class and their names.
-        relatives: by class, those it derives from and those that derive from it, itself included.
+        uses: the layer that is applied or asked for instead, by member, text of its owner, and class or function.
     """
 
     merges: dict[str, list[Merge]]
     apart: dict[str, dict[str, str]]
-    relatives: dict[str, set[str]]
+    uses: dict[Use, Merge]
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def find_merges(definitions: list[ast.stmt], modules: dict[str, ModuleFacts], pl
     search = _Search(definitions, modules, plans)
     found = {name: search.merges(name) for name in plans}
     search.agree(found)
-    merges = {name: merges for name, merges in found.items() if merges}
-    return Found(merges, search.apart, search.relatives)
+    uses = {use: merge for use in search.mentions.uses for merge in search.wanted(use, found).values() if merge}
+    return Found({name: merges for name, merges in found.items() if merges}, search.apart, uses)
 
 
 class _Search:
@@ -151,14 +151,19 @@ class _Search:
     def _used_otherwise(self, member: str, name: str) -> bool:
         return any(used == member and self._reaches(owner, at, name) for used, owner, at in self.mentions.other)
 
+    def wanted(self, use: Use, found: dict[str, list[Merge]]) -> dict[str, Merge | None]:
+        """What a use stands for in each of the classes that it may be one of."""
+        member, owner, within = use
+        holding = {name for name, facts in self.modules.items() if member in facts.aliases} | self.opaque
+        serving = [name for name in sorted(holding) if self._reaches(owner, within, name)]
+        return {name: next((m for m in found.get(name, ()) if member in m.members), None) for name in serving}
+
     def agree(self, found: dict[str, list[Merge]]) -> None:
-        """A call that may be one of several classes' is rewritten for all of them alike, or for none."""
+        """A use that may be one of several classes' is rewritten for all of them alike, or for none."""
         while True:
             dropped = False
-            for call in self.mentions.calls:
-                holding = {n for n, facts in self.modules.items() if call.member in facts.aliases}
-                serving = [n for n in sorted(holding | self.opaque) if self._serves(call, n)]
-                wanted = {n: next((m for m in found.get(n, ()) if call.member in m.members), None) for n in serving}
+            for use in self.mentions.uses:
+                wanted = self.wanted(use, found)
                 shapes = {(m.name, m.members) if m else None for m in wanted.values()}
                 if len(shapes) > 1:
                     held = {name: merge for name, merge in wanted.items() if merge is not None}

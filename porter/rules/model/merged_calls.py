@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,14 +21,12 @@ class MergedCalls(cst.CSTTransformer):
 
     Args:
         within: the definition that is gone through.
-        found: what is merged. A method's own projections are its class' or a relative's; where they are another
-            object's, all classes that it may be of agree.
+        found: what is merged.
     """
 
     def __init__(self, within: str, found: Found) -> None:
-        related = found.relatives.get(within, found.merges.keys())
-        self.others = {member: merge for held in found.merges.values() for merge in held for member in merge.members}
-        self.own = {m: merge for name in related for merge in found.merges.get(name, ()) for m in merge.members}
+        self.within, self.uses = within, found.uses
+        self.members = {member for member, _, _ in found.uses}
         self._names: list[set[str]] = []
 
     def visit_FunctionDef(self, node: cst.FunctionDef) -> None:
@@ -39,10 +38,10 @@ class MergedCalls(cst.CSTTransformer):
 
     def merge(self, node: cst.BaseExpression) -> Merge | None:
         """The layer that ``owner.member`` is part of."""
-        if not isinstance(node, cst.Attribute):
+        if not isinstance(node, cst.Attribute) or node.attr.value not in self.members:
             return None
-        known = self.own if isinstance(node.value, cst.Name) and node.value.value == "self" else self.others
-        return known.get(node.attr.value)
+        owner = ast.unparse(ast.parse(code(node.value), mode="eval"))
+        return self.uses.get((node.attr.value, owner, self.within))
 
     def leave_SimpleStatementSuite(self, original: Any, updated: cst.SimpleStatementSuite) -> Any:
         """``if x: y = self.to_q(x)`` gets a block, so that a line can be put before it."""

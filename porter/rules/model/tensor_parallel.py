@@ -60,8 +60,7 @@ class TensorParallel(Rule):
 
     Which ones follows from the code (:mod:`porter.facts.parallel`): the output of a split projection is followed to
     attention and on to the projection that collects it. The rest stays ``nn.Linear``, the same on every rank:
-    embedders, modulation and the last projection take little time and would cost a message each. Query, key and value
-    stay three layers: each is exact on one rank, and adapters find them under their diffusers names. Norms over all
+    embedders, modulation and the last projection take little time and would cost a message each. Norms over all
     heads together share their sum of squares; tables of embeddings as wide as all heads are cut; where attention's
     result leaves a module unprojected it is put together.
     """
