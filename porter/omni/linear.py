@@ -27,14 +27,14 @@ def keep_products_apart() -> None:
     and those that an adapter is wrapped around, are called as they are.
     """
     for kind in _merged_layers():
-        kind.forward_parts = _forward_parts  # type: ignore[attr-defined]
+        kind.forward_parts = _forward_parts
 
 
 @contextlib.contextmanager
 def one_product() -> Iterator[None]:
     """Inside, such layers make one product for all their projections, as they do on a GPU."""
     for kind in _merged_layers():
-        del kind.forward_parts  # type: ignore[attr-defined]
+        del kind.forward_parts
     try:
         yield
     finally:

@@ -111,6 +111,15 @@ class Rank:
             model: torch.nn.Module = cls(od_config=self.config, **kwargs).eval()
             return model
 
+    def load(self, model: Any, state: dict[str, torch.Tensor]) -> None:
+        """Fill a model from the tensors of a checkpoint, as the engine's loader does."""
+        with self.context():
+            model.load_weights(iter(state.items()))
+            for module in model.modules():
+                method = getattr(module, "quant_method", None)
+                if method is not None:
+                    method.process_weights_after_loading(module)
+
     def hooks(self, model: torch.nn.Module) -> bool:
         """Let the engine put its sequence-parallel hooks on a model; whether it did."""
         from vllm_omni.diffusion.registry import _apply_sequence_parallel_if_enabled
@@ -226,12 +235,7 @@ def attempt(rank: Rank, work: Path, name: str, case: Any, config: dict[str, Any]
         save_file(apart(model, state), weights)
         shapes = {key: list(value.shape) for key, value in model.named_parameters()}
         (work / f"{name}.json").write_text(json.dumps({"case": case.name, "config": config, "shapes": shapes}))
-    with rank.context():
-        model.load_weights(iter(load_file(weights).items()))
-        for module in model.modules():  # as the engine's loader does
-            method = getattr(module, "quant_method", None)
-            if method is not None:
-                method.process_weights_after_loading(module)
+    rank.load(model, load_file(weights))
     hooked = rank.mode == "sp" and rank.hooks(model)
     traffic.calls.clear()
     found = rank.run(model, decode_calls(case.calls, sys.modules[cls.__module__]), hooked)

@@ -36,8 +36,7 @@ cls = load_model(work / "ports" / f"{name}.py", name)
 
 def loaded(state):
     model = rank.build(cls, case.config)
-    with rank.context():
-        model.load_weights(iter(state.items()))
+    rank.load(model, state)
     return model
 
 
