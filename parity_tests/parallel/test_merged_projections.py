@@ -134,6 +134,17 @@ def test_use_of_a_weight_keeps_projections_apart():
     assert "another way" in apart["to_q"] if "to_q" in apart else apart
 
 
+def test_a_list_of_names_keeps_projections_apart():
+    text = attention(PLAIN).replace("    def __init__", "    _keep_in_fp32_modules = ['to_k']\n\n    def __init__", 1)
+    assert not merged(text)[1]
+
+
+def test_a_projection_that_another_class_replaces_stays_apart():
+    more = "\nclass Other(nn.Module):\n    def __init__(self, module):\n        self.module = module\n"
+    more += "        self.module.to_q = None\n"
+    assert "to_qkv" not in merged(attention(PLAIN, end="") + more)[1]
+
+
 def test_another_bias_keeps_projections_apart():
     text = attention(PLAIN).replace("self.to_q = nn.Linear(dim, dim)", "self.to_q = nn.Linear(dim, dim, bias=False)")
     _, table, apart = merged(text)

@@ -54,10 +54,13 @@ class Mentions:
         self.other: set[Use] = set()
         self._suites: dict[int, list[ast.stmt]] = {}
         for node in definitions:
-            functions = node.body if isinstance(node, ast.ClassDef) else [node]
-            for function in functions:
-                if isinstance(function, ast.FunctionDef):
-                    self._suite(function.body, node.name, function.name == "__init__")  # type: ignore[attr-defined]
+            if not isinstance(node, ast.ClassDef | ast.FunctionDef):
+                continue
+            for item in node.body if isinstance(node, ast.ClassDef) else [node]:
+                if isinstance(item, ast.FunctionDef):
+                    self._suite(item.body, node.name, item.name == "__init__")
+                else:  # a list of names of modules
+                    self._expression(item, 0, 0, node.name, True)
 
     def _suite(self, statements: list[ast.stmt], within: str, init: bool) -> None:
         self._suites[id(statements)] = statements
@@ -67,7 +70,7 @@ class Mentions:
             for child in ast.iter_child_nodes(node):
                 if id(child) in held or isinstance(child, ast.ExceptHandler | ast.match_case):
                     continue
-                if not (init and isinstance(child, ast.Attribute) and isinstance(child.ctx, ast.Store)):
+                if not (init and _is_own(child)):
                     self._expression(child, id(statements), place, within, bool(inner))
             for body in inner.values():
                 self._suite(body, within, init)
@@ -99,6 +102,12 @@ class Mentions:
         first, last = min(call.place for call in calls), max(call.place for call in calls)
         reads = names_of(calls[0].argument) | names_of(calls[0].owner)
         return not any(reads & changed(node) for node in statements[first:last])
+
+
+def _is_own(node: ast.AST) -> bool:
+    """``self.x = …``"""
+    own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+    return own and isinstance(node.ctx, ast.Store)  # type: ignore[attr-defined]
 
 
 def suites(node: ast.stmt) -> Iterator[list[ast.stmt]]:

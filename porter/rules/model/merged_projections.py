@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import libcst as cst
@@ -129,13 +130,18 @@ class MergeProjections(Rule):
 def _loads_plainly(node: Any) -> bool:
     """Whether a class has no loading of its own, which would look for the projections one by one."""
     loading = method(node, "load_weights") if isinstance(node, cst.ClassDef) else None
-    return loading is None or bare(loading) == bare(statements(LOAD_WEIGHTS)[0])
+    return loading is None or bare(loading) == bare(_loading(LOAD_WEIGHTS))
+
+
+@cache
+def _loading(text: str) -> Any:
+    return statements(text)[0]
 
 
 def _with_table(node: cst.ClassDef, rows: list[tuple[Any, ...]]) -> cst.ClassDef:
     loading = method(node, "load_weights")
     assert loading is not None
-    new = statements(LOAD_MERGED_WEIGHTS)[0].with_changes(leading_lines=loading.leading_lines)
+    new = _loading(LOAD_MERGED_WEIGHTS).with_changes(leading_lines=loading.leading_lines)
     node = with_method(node, new, "load_weights")
     body = list(node.body.body)
     at = next(i for i, item in enumerate(body) if isinstance(item, cst.FunctionDef))
