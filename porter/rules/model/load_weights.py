@@ -20,17 +20,19 @@ _PLAIN = """
             weight_loader(tensor, weight)
 """
 _MERGED = """
-    shards: dict[str, set[str]] = {}  # of layers that hold several projections
+    merged: set[str] = set()  # tensors of layers that hold several projections
+    parts: set[str] = set()  # what they were loaded from
     for source, weight in weights:
         name, shard = source, ()
         if name not in tensors:
-            merged = [(name.replace(part, whole), (key,)) for whole, part, key in self.stacked_params_mapping]
-            name, shard = next((found for found in merged if found[0] in tensors), (name, shard))
+            found = [(name.replace(part, layer), (key,)) for layer, part, key in self.stacked_params_mapping]
+            name, shard = next((held for held in found if held[0] in tensors), (name, shard))
         if name not in tensors:
             raise ValueError(f"{type(self).__name__} has no parameter or buffer {name!r}")
         tensor = tensors[name]
         if shard:
-            shards.setdefault(name, set()).add(source)
+            merged.add(name)
+            parts.add(source)
         if isinstance(tensor, nn.Parameter):
             weight_loader = getattr(tensor, "weight_loader", default_weight_loader)
             weight_loader(tensor, weight, *shard)
@@ -52,9 +54,9 @@ _PLAIN_END = """
     return loaded
 """
 _MERGED_END = """
-    for name, found in shards.items():
-        wanted = {name.replace(whole, part) for whole, part, _ in self.stacked_params_mapping if whole in name}
-        missing += sorted(wanted - found)
+    mapping = self.stacked_params_mapping
+    wanted = {name.replace(layer, part) for name in merged for layer, part, _ in mapping if layer in name}
+    missing += sorted(wanted - parts)
     if missing:
         raise ValueError(f"the checkpoint lacks tensors of {type(self).__name__}: {', '.join(missing)}")
     return loaded
