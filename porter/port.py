@@ -210,7 +210,7 @@ def _parallel(models: dict[str, PortedFile]) -> dict[str, str]:
     """Parallel features of a pipeline, from those of its models."""
     return {
         name: together({model: state(model, name, built.features[name]) for model, built in models.items()}, True)
-        for name in ("tensor_parallel", "sequence_parallel")
+        for name in ("tensor_parallel", "sequence_parallel", "merged_projections")
     }
 
 

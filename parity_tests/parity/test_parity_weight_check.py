@@ -30,5 +30,11 @@ def test_merged_layers_are_compared_with_their_parts_in_order():
     assert not compare_tensors(mine, {"attn.to_qkv.weight": torch.cat([k, q, v])}, PACKING).passed
 
 
+def test_another_layer_of_the_same_parts_does_not_change_their_order():
+    mine = shards()
+    port = {"attn.to_qkv.weight": torch.cat([mine[f"attn.to_{name}.weight"] for name in "qkv"])}
+    assert compare_tensors(mine, port, [(".to_kv.", ".to_k."), (".to_kv.", ".to_v."), *PACKING]).passed
+
+
 def test_layers_that_the_port_keeps_apart_stay_apart():
     assert compare_tensors(shards(), shards(), PACKING).passed

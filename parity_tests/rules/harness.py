@@ -29,6 +29,7 @@ from porter.rules.model.classic_attention import ClassicAttention, class_name
 from porter.rules.model.processors import FoldProcessor
 from porter.rules.model.sequence_parallel import helpers
 from porter.rules.model.sites import AttentionSites, plan_for
+from porter.rules.model.tensor_parallel import TensorParallel
 from porter.source import Definition, SourceTree
 
 MODEL = "models/transformers/transformer_example.py"
@@ -335,6 +336,17 @@ def _tensor_parallel(rule: type[Rule], example: Example) -> None:
     example.ctx.extra |= {helper.name.value: helper for helper in result.helpers}
 
 
+def _merge_projections(rule: type[Rule], example: Example) -> None:
+    """The rule merges what was split before; only with something to merge is the split part of the example."""
+    split = TensorParallel().apply(list(example.parsed.body))
+    changed, _ = rule().apply(split)  # type: ignore[attr-defined]
+    if changed:
+        example.parsed = example.parsed.with_changes(body=split.nodes)
+        example.ctx.used(rule())
+        example.ctx.imports |= split.imports
+        example.ctx.extra |= {helper.name.value: helper for helper in split.helpers}
+
+
 def _sequence_parallel(rule: type[Rule], example: Example) -> None:
     """As for tensor parallelism."""
     nodes, changed = rule().apply(list(example.parsed.body))  # type: ignore[attr-defined]
@@ -363,6 +375,7 @@ RUNNERS: dict[str, Callable[[type[Rule], Example], None]] = {
     "GuidedPrediction": _steps,
     "StepExecution": _steps,
     "PostProcessHook": _post_process,
+    "MergeProjections": _merge_projections,
     "SequenceParallel": _sequence_parallel,
     "TensorParallel": _tensor_parallel,
     "ThreadQuantization": _thread_quantization,

@@ -228,8 +228,27 @@ def test_fused_weights(tmp_path):
 def test_a_missing_shard_is_named(tmp_path):
     state = fused_state()
     del state["to_k.weight"]
-    with pytest.raises(CheckpointError, match=r"transformer.to_qkv.weight \(shards k\)"):
+    with pytest.raises(CheckpointError, match=r"transformer\.to_k\.weight") as caught:
         load(FusedPipeline(write(tmp_path, state)))
+    assert caught.value.missing == ["transformer.to_k.weight"]
+
+
+def test_a_missing_shard_without_a_mapping_is_named_by_its_layer(tmp_path):
+    state = fused_state()
+    del state["to_k.weight"]
+    pipeline = FusedPipeline(write(tmp_path, state))
+    loader = FusedPipeline.load_weights.__get__(pipeline)
+    mapping = FusedPipeline.stacked_params_mapping
+
+    def load_weights(weights):
+        pipeline.stacked_params_mapping = mapping
+        found = loader(weights)
+        pipeline.stacked_params_mapping = None
+        return found
+
+    pipeline.load_weights = load_weights
+    with pytest.raises(CheckpointError, match=r"transformer.to_qkv.weight \(shards k\)"):
+        load(pipeline)
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -101,6 +101,34 @@ def test_merged_column_takes_shards_or_the_whole():
     assert torch.equal(layer.weight[2:], whole[:4])
 
 
+PARTS = [
+    lambda bias: QKVParallelLinear(30, 10, total_num_heads=2, total_num_kv_heads=1, bias=bias, return_bias=False),
+    lambda bias: QKVParallelLinear(8, 4, total_num_heads=2, bias=bias, return_bias=False),
+    lambda bias: MergedColumnParallelLinear(48, [96, 24], bias=bias, return_bias=False),
+    lambda bias: MergedColumnParallelLinear(12, [7, 5], bias=bias, return_bias=False),
+]
+
+
+@pytest.mark.parametrize("make", PARTS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (1, 2), (2, 7), (2, 33)])
+def test_parts_are_bit_for_bit_those_of_separate_layers(make, bias, dtype, shape):
+    layer = randomise(make(bias)).to(dtype)
+    x = torch.randn(*shape, layer.input_size).to(dtype)
+    separate = []
+    for rows in torch.arange(layer.output_size).split(layer.output_partition_sizes):
+        single = nn.Linear(layer.input_size, len(rows), bias=bias).to(dtype)
+        single.load_state_dict({name: tensor[rows] for name, tensor in layer.state_dict().items()})
+        separate.append(single(x))
+    parts = layer.forward_parts(x)
+    assert all(torch.equal(mine, its) and mine.is_contiguous() for mine, its in zip(parts, separate, strict=True))
+    if dtype == torch.float32:  # one product for all: the same but for the order of its sums
+        whole = layer(x).split(layer.output_partition_sizes, dim=-1)
+        scale = max(part.abs().max() for part in separate)
+        assert all((mine - its).abs().max() <= 1e-5 * scale for mine, its in zip(whole, separate, strict=True))
+
+
 # --- norms and rotary embedding, against diffusers in float32
 
 

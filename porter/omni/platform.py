@@ -38,11 +38,12 @@ class CpuOmniPlatform(OmniPlatform, CpuPlatform):
     @classmethod
     def get_diffusion_worker_cls(cls) -> str:
         """The worker; what it needs on a CPU is replaced on the way, since only here it is about to be used."""
-        from porter.omni.linear import keep_weights
+        from porter.omni.linear import keep_products_apart, keep_weights
         from porter.omni.output_thread import install
 
         install()
         keep_weights()
+        keep_products_apart()
         return "vllm_omni.diffusion.worker.diffusion_worker.DiffusionWorker"
 
     @classmethod

@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from porter.omni.linear import one_product
+
 COLLECTIVES = (
     "all_reduce",
     "all_gather_into_tensor",
@@ -55,9 +57,10 @@ class Rank:
         )
         from vllm_omni.diffusion.vllm_config import create_diffusion_vllm_config
 
-        from porter.omni.linear import keep_weights
+        from porter.omni.linear import keep_products_apart, keep_weights
 
         keep_weights()
+        keep_products_apart()
         os.environ |= {
             "MASTER_ADDR": "localhost",
             "MASTER_PORT": str(port),
@@ -107,6 +110,15 @@ class Rank:
         with self.context():
             model: torch.nn.Module = cls(od_config=self.config, **kwargs).eval()
             return model
+
+    def load(self, model: Any, state: dict[str, torch.Tensor]) -> None:
+        """Fill a model from the tensors of a checkpoint, as the engine's loader does."""
+        with self.context():
+            model.load_weights(iter(state.items()))
+            for module in model.modules():
+                method = getattr(module, "quant_method", None)
+                if method is not None:
+                    method.process_weights_after_loading(module)
 
     def hooks(self, model: torch.nn.Module) -> bool:
         """Let the engine put its sequence-parallel hooks on a model; whether it did."""
@@ -162,6 +174,21 @@ def fill(model: torch.nn.Module, seed: int) -> None:
             parameter.data.copy_(0.1 * noise + (1.0 if name.endswith("weight") else 0.0))
 
 
+def apart(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors as a checkpoint has them: those of layers that hold several projections one by one."""
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        parts = [part for layer, part, _ in getattr(model, "stacked_params_mapping", ()) if layer in name]
+        owner, _, kind = name.rpartition(".")
+        sizes = getattr(model.get_submodule(owner), "output_partition_sizes", None)
+        if not parts or sizes is None:
+            found[name] = tensor
+            continue
+        held = owner.rpartition(".")[0]
+        found |= {f"{held}{part}{kind}": rows.clone() for part, rows in zip(parts, tensor.split(sizes), strict=True)}
+    return found
+
+
 def widened(config: dict[str, Any], heads_only: bool = False) -> dict[str, Any]:
     """A configuration with twice the heads of the same size, and twice what is as wide as all of them."""
     from porter.facts.attention import HEAD_SIZE, HEADS
@@ -205,20 +232,19 @@ def attempt(rank: Rank, work: Path, name: str, case: Any, config: dict[str, Any]
     if rank.mode == "one":
         fill(model, 1)
         state = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
-        save_file(state, weights)
+        save_file(apart(model, state), weights)
         shapes = {key: list(value.shape) for key, value in model.named_parameters()}
         (work / f"{name}.json").write_text(json.dumps({"case": case.name, "config": config, "shapes": shapes}))
-    with rank.context():
-        model.load_weights(iter(load_file(weights).items()))
-        for module in model.modules():  # as the engine's loader does
-            method = getattr(module, "quant_method", None)
-            if method is not None:
-                method.process_weights_after_loading(module)
+    rank.load(model, load_file(weights))
     hooked = rank.mode == "sp" and rank.hooks(model)
     traffic.calls.clear()
     found = rank.run(model, decode_calls(case.calls, sys.modules[cls.__module__]), hooked)
     if rank.mode == "one":
         torch.save(found, results)
+        if getattr(model, "stacked_params_mapping", ()):
+            with one_product():
+                again = rank.run(model, decode_calls(case.calls, sys.modules[cls.__module__]), False)
+            entry["merged"] = difference(again, found)
         return entry
     shapes = json.loads((work / f"{name}.json").read_text())["shapes"]
     own = {key: list(value.shape) for key, value in model.named_parameters()}
@@ -227,16 +253,25 @@ def attempt(rank: Rank, work: Path, name: str, case: Any, config: dict[str, Any]
     entry["share"] = round(sum(map(numel, own.values())) / max(1, sum(map(numel, shapes.values()))), 4)
     entry["collectives"] = dict(traffic.calls)
     entry["hooked"] = hooked
+    entry["relative"] = difference(found, torch.load(results))
+    return entry
+
+
+def difference(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> float:
+    """The largest difference of results, as a part of the largest value that is expected.
+
+    Raises:
+        ValueError: their shapes differ.
+    """
     worst = 0.0
-    for mine, reference in zip(found, torch.load(results), strict=True):
+    for mine, reference in zip(found, expected, strict=True):
         for key, value in reference.items():
             if mine[key].shape != value.shape:
                 raise ValueError(f"{key} is {tuple(mine[key].shape)}, on one rank {tuple(value.shape)}")
             scale = value.abs().max().item() if value.is_floating_point() else 1.0
             if value.numel():
                 worst = max(worst, ((mine[key] - value).abs().max() / max(scale, 1e-30)).item())
-    entry["relative"] = worst
-    return entry
+    return worst
 
 
 def numel(shape: list[int]) -> int:

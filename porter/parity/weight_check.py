@@ -88,30 +88,18 @@ def pack(
 ) -> dict[str, torch.Tensor]:
     """The reference's tensors under the port's names: where the port keeps several as one, they are concatenated."""
     packed: dict[str, torch.Tensor] = {}
-    parts: dict[str, list[torch.Tensor]] = {}
+    parts: dict[str, dict[int, torch.Tensor]] = {}
     for name, tensor in mine.items():
-        target = next(
-            (
-                name.replace(shard, fused)
-                for fused, shard in packing
-                if shard in name and name not in its and name.replace(shard, fused) in its
-            ),
-            None,
-        )
+        places = enumerate(packing if name not in its else ())
+        named = ((place, name.replace(shard, fused)) for place, (fused, shard) in places if shard in name)
+        place, target = next((found for found in named if found[1] in its), (0, None))
         if target is None:
             packed[name] = tensor
         else:
-            parts.setdefault(target, []).append(tensor)
-    order = [shard for _, shard in packing]
+            parts.setdefault(target, {})[place] = tensor
     for target, pieces in parts.items():
-        sources = [name for name in mine if any(name.replace(s, f) == target for f, s in packing if s in name)]
-        ranked = sorted(zip(sources, pieces), key=lambda pair: _rank(pair[0], order))
-        packed[target] = torch.cat([piece for _, piece in ranked], dim=0)
+        packed[target] = torch.cat([pieces[place] for place in sorted(pieces)], dim=0)
     return packed
-
-
-def _rank(name: str, order: list[str]) -> int:
-    return next((index for index, shard in enumerate(order) if shard in name), len(order))
 
 
 def _packing(module: torch.nn.Module) -> list[tuple[str, str]]:

@@ -148,7 +148,8 @@ def second_attention(node: cst.CSTNode, context: Context) -> Iterator[Change]:
             yield context.replace(node.value, "self.attn1")
     elif isinstance(node, cst.For) and context.function.endswith(".load_weights"):
         for first, second in (("attn1", "attn2"), ("to_q", "to_k"), ("add_q_proj", "add_k_proj")):
-            if f"self.{second} =".encode() in context.source:
+            built, merged = f"self.{second} =".encode(), f'".{second}."'.encode()
+            if built in context.source or merged in context.source:
                 yield context.replace(
                     node.iter, f'{_HELPER}.swapped_names({context.text(node.iter)}, "{first}", "{second}")'
                 )

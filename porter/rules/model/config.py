@@ -21,6 +21,7 @@ from porter.rules.engine import (
     with_method,
 )
 from porter.rules.fold import dotted, only
+from porter.rules.model.load_weights import LOAD_WEIGHTS
 from porter.rules.model.mixins import MODEL_BASES
 
 DTYPE = """
@@ -41,33 +42,10 @@ def dtype(self) -> torch.dtype:
     named = self.named_parameters()
     return next(p.dtype for name, p in named if not any(kept in name for kept in self._keep_in_fp32_modules))
 """
-LOAD_WEIGHTS = """
+DEVICE = """
 @property
 def device(self) -> torch.device:
     return next(self.parameters()).device
-
-def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-    tensors = dict(self.state_dict(keep_vars=True))
-    loaded: set[str] = set()
-    for name, weight in weights:
-        if name not in tensors:
-            raise ValueError(f"{type(self).__name__} has no parameter or buffer {name!r}")
-        tensor = tensors[name]
-        if isinstance(tensor, nn.Parameter):
-            weight_loader = getattr(tensor, "weight_loader", default_weight_loader)
-            weight_loader(tensor, weight)
-        elif tensor.shape != weight.shape:
-            raise ValueError(f"{name}: the checkpoint has {tuple(weight.shape)}, the model {tuple(tensor.shape)}")
-        else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
-            tensor.data = weight.to(tensor.device, self.dtype if weight.is_floating_point() else weight.dtype)
-        loaded.add(name)
-    # The engine asks for parameters only. A buffer that two modules share is saved under one name.
-    buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
-    filled = {id(tensors[name]) for name in loaded}
-    missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
-    if missing:
-        raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
-    return loaded
 """
 
 
@@ -194,7 +172,7 @@ class ExplicitConfig(Rule):
         ctx.need("vllm.model_executor.model_loader.weight_utils", "default_weight_loader")
         body = [*updated.body.body]
         existing = {item.name.value for item in body if isinstance(item, cst.FunctionDef)}
-        for item in statements((DTYPE_BESIDE_FLOAT32 if keeps else DTYPE) + LOAD_WEIGHTS):
+        for item in statements((DTYPE_BESIDE_FLOAT32 if keeps else DTYPE) + DEVICE + LOAD_WEIGHTS):
             if item.name.value not in existing:
                 body.append(item.with_changes(leading_lines=[cst.EmptyLine(indent=False)]))
         return updated.with_changes(body=updated.body.with_changes(body=body))

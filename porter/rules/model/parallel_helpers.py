@@ -109,6 +109,15 @@ class ParallelFeedForward(FeedForward):
         )
 '''
 
+OUTPUTS = '''
+def outputs_of(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What each of the projections that are one layer makes of ``x``, in their order."""
+    one_by_one = getattr(type(layer), "forward_parts", None)
+    if one_by_one is not None:  # where one product for all would not be bit for bit that of each
+        return one_by_one(layer, x)
+    return layer(x).split(layer.output_partition_sizes, dim=-1)
+'''
+
 # Name: (text, imports of the text).
 HELPERS: dict[str, tuple[str, dict[str, tuple[str, str | None]]]] = {
     "rank_share": (SHARE, {WORLD: (DISTRIBUTED, WORLD)}),
@@ -122,6 +131,7 @@ HELPERS: dict[str, tuple[str, dict[str, tuple[str, str | None]]]] = {
         MASK,
         {WORLD: (DISTRIBUTED, WORLD), RANK: (DISTRIBUTED, RANK), "torch": ("torch", None)},
     ),
+    "outputs_of": (OUTPUTS, {"nn": ("torch", "nn"), "torch": ("torch", None)}),
     "PackedRowParallelLinear": (
         PACKED_ROW,
         {

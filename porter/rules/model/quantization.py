@@ -6,7 +6,18 @@ from typing import Any
 
 import libcst as cst
 
-from porter.rules.engine import SURFACE, Rule, body_statements, code, make_call, method, statements, visit, with_method
+from porter.rules.engine import (
+    SURFACE,
+    Rule,
+    body_statements,
+    code,
+    identifiers,
+    make_call,
+    method,
+    statements,
+    visit,
+    with_method,
+)
 from porter.rules.fold import dotted
 from porter.rules.trees import names_in, nodes
 
@@ -15,8 +26,15 @@ LAYERS = (
     "MergedColumnParallelLinear",
     "PackedRowParallelLinear",
     "ParallelFeedForward",
+    "QKVParallelLinear",
     "RowParallelLinear",
 )
+
+# A config lists layers to leave out by their diffusers names; with this it knows the layer that they became.
+MERGED = """
+if quant_config is not None:
+    quant_config.packed_modules_mapping = self.packed_modules_mapping
+"""
 
 
 class ThreadQuantization(Rule):
@@ -112,7 +130,9 @@ class ThreadQuantization(Rule):
             init = visit(inits[place], passing)
             if init is inits[place]:
                 continue
-            found[place] = with_method(found[place], _rooted(init) if is_root else _taking(init), "__init__")
+            merged = "packed_modules_mapping" in identifiers(found[place])
+            new = _rooted(init, merged) if is_root else _taking(init)
+            found[place] = with_method(found[place], new, "__init__")
             changed.append(place)
         return found, changed
 
@@ -149,9 +169,9 @@ def _taking(init: cst.FunctionDef) -> cst.FunctionDef:
     return init.with_changes(params=new)
 
 
-def _rooted(init: cst.FunctionDef) -> cst.FunctionDef:
-    """A model's constructor, which has the config from the engine."""
-    line = statements('quant_config = getattr(od_config, "quantization_config", None)\n')
+def _rooted(init: cst.FunctionDef, merged: bool) -> cst.FunctionDef:
+    """A model's constructor, which has the config from the engine, and tells it which projections are one layer."""
+    line = statements('quant_config = getattr(od_config, "quantization_config", None)\n' + MERGED.lstrip() * merged)
     body = body_statements(init)
     at = next((i + 1 for i, item in enumerate(body) if "super().__init__" in code(item)), 0)
     return init.with_changes(body=init.body.with_changes(body=[*body[:at], *line, *body[at:]]))

@@ -8,6 +8,7 @@ from typing import Any
 from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, Feature, fingerprint
 from porter.facts.parallel.sequence import stated_plan
 from porter.rules.build import PortedFile
+from porter.rules.model.merged_projections import MergeProjections
 from porter.rules.model.parallel_helpers import SP_PLAN
 from porter.rules.model.quantization import ThreadQuantization
 from porter.rules.model.sequence_parallel import SequenceParallel, helpers, imports
@@ -27,8 +28,14 @@ def split_over_ranks(built: PortedFile, model: Definition) -> None:
     if bound is None and _holds_feed_forward(built):
         bound = FEED_FORWARD[1]
     result = tensor.apply(built.nodes, bound)
-    built.features["tensor_parallel"] = _feature(result)
     _record(built, tensor.name, result.nodes, result.changed)
+    merging = MergeProjections()
+    merged, table = merging.apply(result)
+    if table:
+        result.plan["merged"] = table
+    built.features["tensor_parallel"] = _feature(result)
+    built.features["merged_projections"] = _merged(result, table)
+    _record(built, merging.name, result.nodes, merged)
     built.imports |= result.imports if result.changed else {}
     threaded = ThreadQuantization()
     result.nodes, passing = threaded.apply(result.nodes) if result.changed else (result.nodes, [])
@@ -64,6 +71,13 @@ def _feature(result: SplitFile) -> Feature:
     if not result.whole:
         return Feature(NOT_APPLICABLE, "its blocks have no projections")
     return Feature(REFUSED, "no projection can be split: its output " + "; ".join(reasons[:2]))
+
+
+def _merged(result: SplitFile, table: list[tuple[Any, ...]]) -> Feature:
+    reasons = sorted({f"{names}: {why}" for apart in result.apart.values() for names, why in apart.items()})
+    if table:
+        return Feature(DERIVED, "; ".join(reasons), fingerprint(table))
+    return Feature(REFUSED, "; ".join(reasons)) if reasons else Feature(NOT_APPLICABLE, "no two read the same input")
 
 
 def _holds_feed_forward(built: PortedFile) -> bool:

@@ -36,6 +36,10 @@ class SplitFile:
         whole: projections of repeated blocks that stay whole on every rank, with the reason, by class.
         plan: what is split, in plain values, by class.
         read: attributes that methods and functions read, constructors left out.
+        trees: the definitions before they were split, by place.
+        modules: the modules of the file, by name.
+        plans: how those that are split are.
+        apart: why projections that lie beside each other are not one layer, by class and names.
     """
 
     nodes: list[Any]
@@ -45,6 +49,10 @@ class SplitFile:
     plan: dict[str, Any] = field(default_factory=dict)
     whole: dict[str, dict[str, str]] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
+    trees: dict[int, ast.stmt] = field(default_factory=dict)
+    modules: dict[str, ModuleFacts] = field(default_factory=dict)
+    plans: dict[str, Plan] = field(default_factory=dict)
+    apart: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 class TensorParallel(Rule):
@@ -52,8 +60,7 @@ class TensorParallel(Rule):
 
     Which ones follows from the code (:mod:`porter.facts.parallel`): the output of a split projection is followed to
     attention and on to the projection that collects it. The rest stays ``nn.Linear``, the same on every rank:
-    embedders, modulation and the last projection take little time and would cost a message each. Query, key and value
-    stay three layers: each is exact on one rank, and adapters find them under their diffusers names. Norms over all
+    embedders, modulation and the last projection take little time and would cost a message each. Norms over all
     heads together share their sum of squares; tables of embeddings as wide as all heads are cut; where attention's
     result leaves a module unprojected it is put together.
     """
@@ -150,6 +157,7 @@ class TensorParallel(Rule):
         plans = {name: plan for name, plan in every.items() if plan.columns}
         result.whole = {name: plan.whole for name, plan in every.items() if plan.whole}
         result.read = _attributes_read(list(trees.values()))
+        result.trees, result.modules, result.plans = trees, modules, plans
         places = {node.name: index for index, node in trees.items() if isinstance(node, ast.ClassDef | ast.FunctionDef)}
         for name, plan in plans.items():
             place = places[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ logger = init_logger(__name__)
 
 # What PyTorch's CPU allocator guarantees for tensors that it makes itself.
 _ALIGNMENT = 64
+
+# Parts of names, of a fused layer and of one that it holds, and the shard that this one is.
+Mapping = tuple[str, str, Hashable]
 
 
 @contextlib.contextmanager
@@ -110,9 +113,9 @@ class DiffusersPipelineLoader:
 
         missing, unexpected = [], list(failure.unexpected)
         if failure.complete:
-            missing = _unfilled(model, tuple(source.prefix for source in sources), loaded)
-            taken = loaded | set(unexpected)
             mappings = _stacked_mappings(model)
+            missing = _unfilled(model, tuple(source.prefix for source in sources), loaded, mappings)
+            taken = loaded | set(unexpected)
             unexpected += [n for n in weights.names if n not in taken and not _taken_fused(n, mappings, loaded)]
         if missing or unexpected or failure.misshapen or failure.headline:
             where = ", ".join(sorted({f"{s.model_or_path}/{s.subfolder or ''}" for s in sources}))
@@ -167,8 +170,8 @@ def align_storages(module: nn.Module) -> int:
     return copied
 
 
-def _unfilled(model: nn.Module, prefixes: tuple[str, ...], loaded: set[str]) -> list[str]:
-    """Names under the prefixes that nothing filled; a fused parameter with the shards that it lacks."""
+def _unfilled(model: nn.Module, prefixes: tuple[str, ...], loaded: set[str], mappings: list[Mapping]) -> list[str]:
+    """Names under the prefixes that nothing filled; for a fused parameter, those of the shards that it lacks."""
     owners: dict[int, list[tuple[str, torch.Tensor]]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         tensors = dict(module._parameters) | persistent_buffers(module)
@@ -183,21 +186,28 @@ def _unfilled(model: nn.Module, prefixes: tuple[str, ...], loaded: set[str]) -> 
         if not names or getattr(tensor, "is_checkpoint_optional", False):
             continue
         shards = missing_shards(tensor)
-        if not loaded.intersection(names):
+        if shards:
+            unfilled += _names_of_shards(names[0], shards, mappings)
+        elif not loaded.intersection(names):
             unfilled.append(names[0])
-        elif shards:
-            unfilled.append(f"{names[0]} (shards {', '.join(map(str, shards))})")
     return unfilled
 
 
-def _stacked_mappings(model: nn.Module) -> list[tuple[str, str]]:
-    """(fused, single) name parts that the modules declare."""
-    mappings = []
+def _names_of_shards(name: str, shards: list[Hashable], mappings: list[Mapping]) -> list[str]:
+    """What a checkpoint calls the shards of a fused parameter; its own name where no module says."""
+    found = {key: name.replace(fused, single) for fused, single, key in mappings if fused in name}
+    unknown = [str(shard) for shard in shards if shard not in found]
+    named = [found[shard] for shard in shards if shard in found]
+    return [*named, f"{name} (shards {', '.join(unknown)})"] if unknown else named
+
+
+def _stacked_mappings(model: nn.Module) -> list[Mapping]:
+    """(fused, single, shard): name parts that the modules declare."""
+    mappings: list[Mapping] = []
     for module in model.modules():
-        for fused, single, *_ in getattr(module, "stacked_params_mapping", ()):
-            mappings.append((fused, single))
+        mappings += [tuple(entry[:3]) for entry in getattr(module, "stacked_params_mapping", None) or ()]
     return list(dict.fromkeys(mappings))
 
 
-def _taken_fused(name: str, mappings: list[tuple[str, str]], loaded: set[str]) -> bool:
-    return any(single in name and name.replace(single, fused) in loaded for fused, single in mappings)
+def _taken_fused(name: str, mappings: list[Mapping], loaded: set[str]) -> bool:
+    return any(single in name and name.replace(single, fused) in loaded for fused, single, _ in mappings)

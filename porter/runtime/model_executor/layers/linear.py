@@ -163,6 +163,20 @@ class RowParallelLinear(LinearBase):
 class _FusedLinear(ColumnParallelLinear):
     """Several projections of one input, stacked along the output; each shard id owns a range of rows."""
 
+    def forward_parts(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """``x`` (…, input_size) to the outputs of the projections, each (…, its size), without :meth:`forward`'s pair.
+
+        On a CPU each is a product of its own with the rows that it owns: bit for bit what a layer of its own would
+        give, which one product for all of them is not (kernels order the sums of small matrices by their width, and
+        what reads a part of a wider row may round otherwise). Elsewhere one product is made and divided.
+        """
+        bias = None if self.skip_bias_add else self.bias
+        if x.device.type != "cpu":
+            return F.linear(x, self.weight, bias).split(self.output_partition_sizes, dim=-1)
+        weights = self.weight.split(self.output_partition_sizes)
+        biases = [None] * len(weights) if bias is None else bias.split(self.output_partition_sizes)
+        return tuple(F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+
     def _set_shards(self, sizes: dict[Hashable, int]) -> None:
         self._shards: dict[Hashable, tuple[int, int]] = {}
         start = 0
