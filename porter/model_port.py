@@ -13,11 +13,14 @@ from typing import Any
 from porter.emit.module import render
 from porter.emit.names import model_stem
 from porter.emit.write import write_files
+from porter.facts.evidence import DERIVED, NOT_APPLICABLE, Feature
 from porter.facts.pipeline import CONTROLNETS, TRANSFORMERS, derives_from_model
 from porter.rules.build import Builder, PortedFile
 from porter.rules.engine import Residue
+from porter.rules.engine import INVARIANTS
+from porter.rules.model.hoisting import ONCE, HoistInvariants
 from porter.rules.model.rewrite import ModelRewriter
-from porter.rules.model.split import split_over_ranks
+from porter.rules.model.split import record_all, split_over_ranks
 from porter.source import Definition, SourceError, SourceTree
 from porter.targets import Target
 
@@ -89,7 +92,19 @@ def build_model(
     """The file of one model class, as text and as what it was made of; ``record`` as for :class:`Builder`."""
     built = Builder(tree, target.symbols, ModelRewriter(), record=record).build([definition])
     split_over_ranks(built, definition)
+    _hoist(built, tree, definition)
     return render(built, tree, target), built
+
+
+def _hoist(built: PortedFile, tree: SourceTree, model: Definition) -> None:
+    """Wrap what is the same in each step of a request, in place; see :class:`HoistInvariants`."""
+    rule = HoistInvariants()
+    built.nodes[:], changed = rule.apply(built.nodes, model.name, built.imports, tree)
+    record_all(built, rule.name, built.nodes, changed)
+    if changed:
+        built.relative[ONCE] = INVARIANTS.removeprefix(".")
+    reason = "nothing that its forward calls depends on the request alone"
+    built.features["hoisting"] = Feature(DERIVED) if changed else Feature(NOT_APPLICABLE, reason)
 
 
 def write_models(folder: Path, ports: list[ModelPort]) -> dict[str, Path]:

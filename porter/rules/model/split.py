@@ -28,14 +28,14 @@ def split_over_ranks(built: PortedFile, model: Definition) -> None:
         bound = FEED_FORWARD[1]
     result = tensor.apply(built.nodes, bound)
     built.features["tensor_parallel"] = _feature(result)
-    _record(built, tensor.name, result.nodes, result.changed)
+    record_all(built, tensor.name, result.nodes, result.changed)
     built.imports |= result.imports if result.changed else {}
     threaded = ThreadQuantization()
     result.nodes, passing = threaded.apply(result.nodes) if result.changed else (result.nodes, [])
-    _record(built, threaded.name, result.nodes, passing)
+    record_all(built, threaded.name, result.nodes, passing)
     plan = stated_plan(model.node) if isinstance(model.node, ast.ClassDef) else None
     nodes, divided = sequence.translate(result.nodes, model.name, plan) if plan else sequence.apply(result.nodes)
-    _record(built, sequence.name, nodes, divided)
+    record_all(built, sequence.name, nodes, divided)
     if plan and divided:
         built.imports |= {name: place for name, place in imports().items() if place[0] == SP_PLAN}
         built.features["sequence_parallel"] = Feature(DERIVED, fingerprint=fingerprint(ast.unparse(plan)))
@@ -48,7 +48,8 @@ def split_over_ranks(built: PortedFile, model: Definition) -> None:
     built.nodes[:] = _placed(nodes, result.helpers, bound)
 
 
-def _record(built: PortedFile, rule: str, nodes: list[Any], changed: list[int]) -> None:
+def record_all(built: PortedFile, rule: str, nodes: list[Any], changed: list[int]) -> None:
+    """Note that a rule changed definitions, by their places, and what it made of them."""
     if changed:
         built.applied[rule] = len(set(changed))
     for place in sorted(set(changed)):

@@ -1,0 +1,153 @@
+"""Whether a call computes nothing but its result, and the same result from the same arguments.
+
+What is allowed is what is understood: arithmetic, torch's functions that draw nothing, modules of torch and of the
+engine, and whatever is made of them. What writes to an object that outlives the call, reads what something else writes
+while the model runs, or calls what was handed to it from elsewhere is not. That a tensor is written to in place needs
+no analysis: tensors count that themselves, and whoever holds a result compares the counts.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections.abc import Iterable
+
+from porter.facts.members import Built, members
+from porter.facts.scope import Found, dotted, find_method
+
+DRAWS = frozenset(
+    "rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial poisson dropout dropout1d "
+    "dropout2d dropout3d alpha_dropout randn_tensor manual_seed seed uniform_ normal_ random_ bernoulli_ exponential_".split()
+)
+CHANGES = frozenset("append extend insert pop remove clear update setdefault popitem sort reverse add discard".split())
+PURE_ROOTS = ("torch", "math", "numpy", "typing", "einops", "vllm", "vllm_omni")
+KEEPS_STATE = ("BatchNorm", "InstanceNorm", "LSTM", "GRU", "RNN")
+
+
+class Purity:
+    """Answers for one file; what was found out is kept.
+
+    Args:
+        definitions: of the file, for what is written to while it runs.
+    """
+
+    def __init__(self, definitions: Iterable[ast.stmt]) -> None:
+        self._known: dict[int, bool] = {}
+        self._written = _written(definitions)
+
+    def of_module(self, built: tuple[Built, ...]) -> bool:
+        """Whether calling any of these modules is pure."""
+        return bool(built) and all(map(self._of_built, built))
+
+    def _of_built(self, built: Built) -> bool:
+        if built.found is None:
+            name = built.origin.rpartition(".")[2]
+            return built.origin.startswith(PURE_ROOTS) and not name.startswith(KEEPS_STATE)
+        if not isinstance(built.found.node, ast.ClassDef):
+            return False
+        forward = find_method(built.found, "forward")
+        return forward is not None and self.of_function(forward, built.found)
+
+    def of_function(self, function: Found, owner: Found | None = None) -> bool:
+        """Whether a function is pure, or a method of ``owner``."""
+        if not isinstance(function.node, ast.FunctionDef):
+            return False
+        key = id(function.node)
+        if key not in self._known:
+            self._known[key] = True  # whoever calls itself adds nothing by that
+            self._known[key] = self._is_pure(function, function.node, owner)
+        return self._known[key]
+
+    def _is_pure(self, function: Found, node: ast.FunctionDef, owner: Found | None) -> bool:
+        held = members(owner) if owner is not None else {}
+        local = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        given = {a.arg for a in ast.walk(node.args) if isinstance(a, ast.arg)} - local
+        local |= {n.name for n in ast.walk(node) if isinstance(n, ast.FunctionDef)} | given
+        of_modules = _of_modules(node, held)
+        for item in (inner for statement in node.body for inner in ast.walk(statement)):
+            if isinstance(item, ast.Global | ast.Nonlocal | ast.Yield | ast.YieldFrom | ast.Await | ast.ClassDef):
+                return False
+            if isinstance(item, ast.Attribute):
+                if not isinstance(item.ctx, ast.Load) or (dotted(item) and item.attr in self._written):
+                    return False
+            elif isinstance(item, ast.Subscript) and not isinstance(item.ctx, ast.Load):
+                if dotted(item.value).startswith("self."):
+                    return False
+            elif isinstance(item, ast.Call) and _changes_argument(item, given):
+                return False
+            elif isinstance(item, ast.Call) and not self._is_pure_call(item, function, owner, held, local, of_modules):
+                return False
+        return True
+
+    def _is_pure_call(
+        self,
+        call: ast.Call,
+        function: Found,
+        owner: Found | None,
+        held: dict[str, tuple[Built, ...]],
+        local: set[str],
+        of_modules: dict[str, tuple[Built, ...]],
+    ) -> bool:
+        name = dotted(call.func)
+        head, _, rest = name.partition(".")
+        last = call.func.attr if isinstance(call.func, ast.Attribute) else name
+        if last in DRAWS:
+            return False
+        if head == "self" and owner is not None:
+            if "." not in rest:
+                method = find_method(owner, rest)
+                return self.of_function(method, owner) if method else self.of_module(held.get(rest, ()))
+            member, _, called = rest.partition(".")
+            return member not in held and called not in CHANGES  # a method of a value: of a tensor, or of the config
+        if isinstance(call.func, ast.Subscript):
+            owner_name = dotted(call.func.value)
+            return self.of_module(held.get(owner_name.removeprefix("self."), ()))
+        if not name:  # a method of whatever an expression gives
+            return isinstance(call.func, ast.Attribute)
+        if head in of_modules:
+            return not rest and self.of_module(of_modules[head])
+        if head in local:
+            return True  # a value's method; a function within this one; a module that the caller answers for
+        found = function.scope.find(name) if not rest else None
+        if found is not None:
+            if isinstance(found.node, ast.FunctionDef):
+                return self.of_function(found)
+            return _is_record(found)
+        origin = function.scope.origin(name)
+        return origin.startswith(PURE_ROOTS) or hasattr(builtins, head) and head not in ("setattr", "exec", "eval", "open")
+
+
+def _changes_argument(call: ast.Call, given: set[str]) -> bool:
+    """Whether a list or a dictionary that the caller holds is changed."""
+    owner = call.func.value if isinstance(call.func, ast.Attribute) and call.func.attr in CHANGES else None
+    return owner is not None and dotted(owner).partition(".")[0] in given
+
+
+def _of_modules(node: ast.FunctionDef, held: dict[str, tuple[Built, ...]]) -> dict[str, tuple[Built, ...]]:
+    """Variables of loops over the modules that ``self`` holds."""
+    found: dict[str, tuple[Built, ...]] = {}
+    for loop in (item for item in ast.walk(node) if isinstance(item, ast.For | ast.comprehension)):
+        names = [dotted(n).removeprefix("self.") for n in ast.walk(loop.iter) if isinstance(n, ast.Attribute)]
+        built = tuple(b for name in names for b in held.get(name, ()))
+        if built:
+            found |= {n.id: built for n in ast.walk(loop.target) if isinstance(n, ast.Name)}
+    return found
+
+
+def _is_record(found: Found) -> bool:
+    """Whether making an instance of a class does nothing else: one without a constructor of its own."""
+    return find_method(found, "__init__") is None and find_method(found, "__new__") is None
+
+
+def _written(definitions: Iterable[ast.stmt]) -> set[str]:
+    """Attributes that are written to outside of constructors: while a model runs, say."""
+    found: set[str] = set()
+    for definition in definitions:
+        functions = definition.body if isinstance(definition, ast.ClassDef) else [definition]
+        for function in functions:
+            if getattr(function, "name", "") in ("__init__", "load_weights"):
+                continue
+            for node in ast.walk(function):
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
+                    found.add(node.attr)
+    return found - {"data"}
