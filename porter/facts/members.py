@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from porter.facts.scope import Found, dotted, find_method
 
 CONTAINERS = ("ModuleList", "ModuleDict", "Sequential")
+TENSORS = ("Parameter", "Buffer", "Tensor", "FloatTensor", "Generator", "FrozenDict")
+# The one function of diffusers that makes modules by their names.
+ACTIVATION = "get_activation"
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,22 @@ class Built:
         return isinstance(other, Built) and hash(self) == hash(other)
 
 
-def members(owner: Found) -> dict[str, tuple[Built, ...]]:
-    """By attribute: what is built for it, containers left out; nothing at all for what was handed in."""
+class Members:
+    """By attribute of a class: what is built for it, containers left out; nothing at all for what was handed in."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, dict[str, tuple[Built, ...]]] = {}
+
+    def of(self, owner: Found | None) -> dict[str, tuple[Built, ...]]:
+        if owner is None:
+            return {}
+        key = id(owner.node)
+        if key not in self._known:
+            self._known[key] = _members(owner)
+        return self._known[key]
+
+
+def _members(owner: Found) -> dict[str, tuple[Built, ...]]:
     init = find_method(owner, "__init__")
     if init is None:
         return {}
@@ -46,7 +63,7 @@ def members(owner: Found) -> dict[str, tuple[Built, ...]]:
             else:
                 lists.setdefault(name, []).append(node.args[0])
     if inherited := _super_init(owner, init):
-        for name, built in members(inherited).items():
+        for name, built in _members(inherited).items():
             found.setdefault(name, built)
     return found
 
@@ -76,14 +93,18 @@ def _add(found: dict[str, tuple[Built, ...]], name: str, built: tuple[Built, ...
 
 def _built(value: ast.expr, init: Found, lists: dict[str, list[ast.expr]]) -> tuple[Built, ...] | None:
     """What an expression builds; None if that is no module."""
+    if isinstance(value, ast.Name):
+        parts = [_built(item, init, {}) for item in lists.get(value.id, ())]
+        return tuple(b for part in parts for b in part or ()) or None
     made: list[Built] = []
     is_module = False
     for call in (node for node in ast.walk(value) if isinstance(node, ast.Call)):
         name = dotted(call.func)
-        if not name.rpartition(".")[2][:1].isupper():
+        last = name.rpartition(".")[2]
+        if last in TENSORS or not (last[:1].isupper() or last == ACTIVATION):
             continue
         is_module = True
-        if name.rpartition(".")[2] in CONTAINERS:
+        if last in CONTAINERS:
             for argument in call.args:
                 argument = argument.value if isinstance(argument, ast.Starred) else argument
                 for item in lists.get(dotted(argument), ()):

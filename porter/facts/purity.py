@@ -12,7 +12,7 @@ import ast
 import builtins
 from collections.abc import Iterable
 
-from porter.facts.members import Built, members
+from porter.facts.members import ACTIVATION, Built, Members
 from porter.facts.scope import Found, dotted, find_method
 
 DRAWS = frozenset(
@@ -20,7 +20,10 @@ DRAWS = frozenset(
     "dropout2d dropout3d alpha_dropout randn_tensor manual_seed seed uniform_ normal_ random_ bernoulli_ exponential_".split()
 )
 CHANGES = frozenset("append extend insert pop remove clear update setdefault popitem sort reverse add discard".split())
-PURE_ROOTS = ("torch", "math", "numpy", "typing", "einops", "vllm", "vllm_omni")
+READS = frozenset("get keys values items copy index count startswith endswith format join split".split())
+PURE_ROOTS = ("torch", "math", "numpy", "typing", "einops", "dataclasses", "vllm", "vllm_omni")
+# Warnings, questions about the environment.
+HARMLESS = ("diffusers.utils.", "warnings.warn", "logger.")
 KEEPS_STATE = ("BatchNorm", "InstanceNorm", "LSTM", "GRU", "RNN")
 
 
@@ -29,9 +32,11 @@ class Purity:
 
     Args:
         definitions: of the file, for what is written to while it runs.
+        members: what the modules of the file hold.
     """
 
-    def __init__(self, definitions: Iterable[ast.stmt]) -> None:
+    def __init__(self, definitions: Iterable[ast.stmt], members: Members) -> None:
+        self._members = members
         self._known: dict[int, bool] = {}
         self._written = _written(definitions)
 
@@ -44,9 +49,12 @@ class Purity:
             name = built.origin.rpartition(".")[2]
             return built.origin.startswith(PURE_ROOTS) and not name.startswith(KEEPS_STATE)
         if not isinstance(built.found.node, ast.ClassDef):
-            return False
+            return built.found.name == ACTIVATION
         forward = find_method(built.found, "forward")
-        return forward is not None and self.of_function(forward, built.found)
+        if forward is not None:
+            return self.of_function(forward, built.found)
+        origins = [built.found.scope.origin(dotted(base)) for base in built.found.node.bases]
+        return any(self._of_built(Built(origin)) for origin in origins if not origin.endswith("nn.Module"))
 
     def of_function(self, function: Found, owner: Found | None = None) -> bool:
         """Whether a function is pure, or a method of ``owner``."""
@@ -59,9 +67,9 @@ class Purity:
         return self._known[key]
 
     def _is_pure(self, function: Found, node: ast.FunctionDef, owner: Found | None) -> bool:
-        held = members(owner) if owner is not None else {}
+        held = self._members.of(owner)
         local = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        given = {a.arg for a in ast.walk(node.args) if isinstance(a, ast.arg)} - local
+        given = {a.arg for a in ast.walk(node) if isinstance(a, ast.arg)} - local
         local |= {n.name for n in ast.walk(node) if isinstance(n, ast.FunctionDef)} | given
         of_modules = _of_modules(node, held)
         for item in (inner for statement in node.body for inner in ast.walk(statement)):
@@ -90,7 +98,7 @@ class Purity:
     ) -> bool:
         name = dotted(call.func)
         head, _, rest = name.partition(".")
-        last = call.func.attr if isinstance(call.func, ast.Attribute) else name
+        last: str = call.func.attr if isinstance(call.func, ast.Attribute) else name
         if last in DRAWS:
             return False
         if head == "self" and owner is not None:
@@ -108,13 +116,23 @@ class Purity:
             return not rest and self.of_module(of_modules[head])
         if head in local:
             return True  # a value's method; a function within this one; a module that the caller answers for
+        statement = _imports(function.node).get(name)
+        imported = function.scope.imported(statement, name) if statement is not None else None
+        if imported is not None:
+            return isinstance(imported.node, ast.FunctionDef) and self.of_function(imported)
+        origin = function.scope.origin(name)
+        if origin.startswith((*PURE_ROOTS, *HARMLESS)) and "lora" not in last:
+            return True
         found = function.scope.find(name) if not rest else None
         if found is not None:
-            if isinstance(found.node, ast.FunctionDef):
-                return self.of_function(found)
-            return _is_record(found)
-        origin = function.scope.origin(name)
-        return origin.startswith(PURE_ROOTS) or hasattr(builtins, head) and head not in ("setattr", "exec", "eval", "open")
+            return self.of_function(found) if isinstance(found.node, ast.FunctionDef) else _is_record(found)
+        return last in READS or (hasattr(builtins, name) and name not in ("setattr", "exec", "eval", "open"))
+
+
+def _imports(node: ast.AST) -> dict[str, ast.ImportFrom]:
+    """Imports inside a function, by the names that they bind."""
+    found = (item for item in ast.walk(node) if isinstance(item, ast.ImportFrom))
+    return {alias.asname or alias.name: item for item in found for alias in item.names if alias.asname is None}
 
 
 def _changes_argument(call: ast.Call, given: set[str]) -> bool:

@@ -19,6 +19,9 @@ class Scope(Protocol):
     def origin(self, name: str) -> str:
         """Where a dotted name comes from: ``torch.nn.Linear``."""
 
+    def imported(self, node: ast.ImportFrom, name: str) -> Found | None:
+        """The definition of diffusers that an import inside a function gives a name."""
+
 
 @dataclass
 class Found:
@@ -43,6 +46,9 @@ class SourceScope:
 
     def find(self, name: str) -> Found | None:
         return _of_tree(self.tree, self.module.name, name)
+
+    def imported(self, node: ast.ImportFrom, name: str) -> Found | None:
+        return _of_tree(self.tree, self.module.absolute(node), name)
 
     def origin(self, name: str) -> str:
         head, _, rest = name.partition(".")
@@ -73,6 +79,9 @@ class FileScope:
         if self.tree is None or original is None or not module.startswith("diffusers"):
             return None
         return _of_tree(self.tree, module, original)
+
+    def imported(self, node: ast.ImportFrom, name: str) -> Found | None:
+        return _of_tree(self.tree, node.module or "", name) if self.tree is not None else None
 
     def origin(self, name: str) -> str:
         head, _, rest = name.partition(".")

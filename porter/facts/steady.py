@@ -14,7 +14,7 @@ import ast
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from porter.facts.members import Built, members
+from porter.facts.members import Built, Members
 from porter.facts.purity import Purity
 from porter.facts.scope import Found, Scope, dotted, find_method
 
@@ -37,38 +37,55 @@ DEPTH = 12
 
 @dataclass(frozen=True)
 class Value:
-    """What is known of a value: its level, its parts if it is a tuple, and the modules that it may be."""
+    """What is known of a value.
+
+    Attributes:
+        level: how it fares from step to step.
+        items: its parts, if it is a tuple.
+        modules: what it may be, if it is a module.
+        joins: calls that only put tensors together, by which it came about.
+    """
 
     level: int = NEUTRAL
     items: tuple[Value, ...] | None = None
     modules: tuple[Built, ...] = ()
+    joins: frozenset[int] = frozenset()
 
     @property
     def worst(self) -> int:
         return max([self.level, *(item.worst for item in self.items or ())])
 
+    @property
+    def all_joins(self) -> frozenset[int]:
+        return self.joins.union(*(item.all_joins for item in self.items or ()))
+
     def part(self, index: int | None = None) -> Value:
+        """One of its parts; any of them, for None."""
         if self.items is not None and index is not None and -len(self.items) <= index < len(self.items):
             return self.items[index]
-        return Value(self.worst, modules=self.modules)
+        return Value(self.worst, modules=self.modules, joins=self.all_joins)
 
 
 Env = dict[str, Value]
-# What a branch may leave: of two values the one that is worth asking for.
-_WORTH = {STEADY: 3, ANEW: 2, VARYING: 1, NEUTRAL: 0}
+# Which of two values a branch leaves: what is steady in one of the cases is worth asking for.
+_LEAVES = (NEUTRAL, VARYING, ANEW, STEADY)
 
 
 def _either(a: Value, b: Value) -> Value:
     if a.items is not None and b.items is not None and len(a.items) == len(b.items):
         return Value(NEUTRAL, tuple(map(_either, a.items, b.items)))
-    level = max(a.worst, b.worst, key=_WORTH.__getitem__)
-    return Value(level, modules=tuple(dict.fromkeys([*a.modules, *b.modules])))
+    level = max(a.worst, b.worst, key=_LEAVES.index)
+    return Value(level, modules=_together(a, b), joins=a.all_joins | b.all_joins)
+
+
+def _together(a: Value, b: Value) -> tuple[Built, ...]:
+    return tuple(dict.fromkeys([*a.modules, *b.modules])) if a.modules or b.modules else ()
 
 
 def _both(a: Value, b: Value) -> Value:
     if a.items is not None and b.items is not None and len(a.items) == len(b.items):
         return Value(NEUTRAL, tuple(map(_both, a.items, b.items)))
-    return Value(max(a.worst, b.worst), modules=tuple(dict.fromkeys([*a.modules, *b.modules])))
+    return Value(max(a.worst, b.worst), modules=_together(a, b), joins=a.all_joins | b.all_joins)
 
 
 def _merged(a: Env, b: Env, how: Callable[[Value, Value], Value]) -> Env:
@@ -87,7 +104,6 @@ class Site:
 class _Frame:
     def __init__(self, function: Found, owner: Found | None) -> None:
         self.function, self.owner = function, owner
-        self.members = members(owner) if owner is not None else {}
         self.ends: list[Value] = []
 
 
@@ -100,9 +116,11 @@ class SteadyCalls:
     """
 
     def __init__(self, scope: Scope, definitions: Iterable[ast.stmt]) -> None:
-        self.scope, self.purity = scope, Purity(definitions)
+        self.scope, self._members = scope, Members()
+        self.purity = Purity(definitions, self._members)
         self.sites: dict[int, Site] = {}
         self._frames: list[_Frame] = []
+        self._joined: dict[int, Site] = {}
         self._quiet = 0
         self._known: dict[object, Value] = {}
 
@@ -251,11 +269,9 @@ class SteadyCalls:
     def _attribute(self, node: ast.Attribute, env: Env) -> Value:
         owner = self._value(node.value, env)
         if owner.modules:
-            found = [b for m in owner.modules if m.found for b in members(m.found).get(node.attr, ())]
+            found = [b for m in owner.modules if m.found for b in self._members.of(m.found).get(node.attr, ())]
             return Value(modules=tuple(dict.fromkeys(found)))
-        if node.attr in SHAPES:
-            return Value()
-        return Value(owner.worst)
+        return Value() if node.attr in SHAPES else owner.part()
 
     def _call(self, node: ast.Call, env: Env) -> Value:
         given = [self._value(argument, env) for argument in node.args]
@@ -265,7 +281,10 @@ class SteadyCalls:
         function, owner, built = self._callee(node.func, env)
         answered = all(self.purity.of_module(value.modules) for value in values if value.modules)
         if worst == STEADY and answered and self._is_pure(node.func, function, owner, built):
-            self._record(node)
+            joins = frozenset().union(*(value.all_joins for value in values))
+            if function is None and not built:
+                return Value(STEADY, joins=joins | {self._join(node)})
+            self._record(node, joins)
             self._quiet += 1
             result = self._inside(node, function, owner, built, given, named)
             self._quiet -= 1
@@ -288,7 +307,7 @@ class SteadyCalls:
         if function.attr in ("append", "extend") and isinstance(function.value, ast.Name):
             env[function.value.id] = Value(_anew(max(owner.worst, worst)))
         if function.attr in VIEWS and worst <= STEADY:
-            return Value(owner.worst)
+            return owner.part()
         return Value(_anew(max(owner.worst, worst, _makes(function))))
 
     def _callee(
@@ -313,6 +332,9 @@ class SteadyCalls:
         if not self._frames[-1].function.is_own:
             return False
         if function is not None:
+            decorators = [dotted(d) for d in getattr(function.node, "decorator_list", [])]
+            if any(d != "staticmethod" for d in decorators):
+                return False  # what has a cache of its own needs none
             return self.purity.of_function(function, owner)
         if built:
             return self.purity.of_module(built)
@@ -344,12 +366,19 @@ class SteadyCalls:
             result = _either(result, other)
         return result
 
-    def _record(self, node: ast.Call) -> None:
-        if self._quiet:
-            return
+    def _record(self, node: ast.Call, joins: frozenset[int]) -> None:
+        if not self._quiet:
+            self.sites[id(node)] = self._site(node)
+            self.sites |= {join: self._joined[join] for join in joins}
+
+    def _join(self, node: ast.Call) -> int:
+        """A call that only puts tensors together: worth holding where a call is held that gets its result."""
+        self._joined[id(node)] = self._site(node)
+        return id(node)
+
+    def _site(self, node: ast.Call) -> Site:
         frame = self._frames[-1]
-        inside = frame.owner.name if frame.owner is not None else frame.function.name
-        self.sites[id(node)] = Site(inside, frame.function.name, node)
+        return Site(frame.owner.name if frame.owner is not None else frame.function.name, frame.function.name, node)
 
 
 def changes(name: str) -> bool:

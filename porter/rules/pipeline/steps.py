@@ -173,6 +173,8 @@ class StepExecution(Rule):
 
     def __init__(self, facts: PipelineFacts) -> None:
         self.facts = facts
+        self.constants: tuple[str, ...] = ()
+        """Variables of the request that its steps read and leave as they are."""
 
     def apply(self, ctx: Context, forward: cst.FunctionDef) -> list[cst.FunctionDef]:
         """The methods that take the place of ``forward``; ``forward`` alone where it cannot be cut."""
@@ -183,6 +185,7 @@ class StepExecution(Rule):
             ctx.features["step_execution"] = f"refused: {reason}"
             return [forward]
         ctx.features["step_execution"] = "derived"
+        self.constants = split.constants
         ctx.used(self)
         for name in ("per_request", "denoise_requests", "run_request"):
             ctx.need(STEPWISE, name)
@@ -248,6 +251,12 @@ class Split:
         if not carried:
             raise NoSplit("no variable goes from step to step")
         return carried[0]
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """What every prediction reads and no step binds, sorted."""
+        kept = self.loads[DENOISE] & self.stores[PREPARE]
+        return tuple(sorted(kept - self.stores[DENOISE] - self.stores[STEP] - {self.sample, self.schedule}))
 
     def methods(self) -> list[cst.FunctionDef]:
         """The methods, in the order in which they run."""
