@@ -11,6 +11,7 @@ import libcst as cst
 from porter.facts.flow import Flow, flow
 from porter.facts.pipeline import PipelineFacts
 from porter.rules.engine import (
+    INVARIANTS,
     STEPWISE,
     SURFACE,
     Context,
@@ -23,6 +24,7 @@ from porter.rules.engine import (
     statements,
     to_ast,
 )
+from porter.rules.pipeline.conversions import convert_once
 from porter.rules.pipeline.loop import Loop, NoSplit, find_loop
 from porter.rules.pipeline.predictions import denoisers
 
@@ -186,6 +188,10 @@ class StepExecution(Rule):
             return [forward]
         ctx.features["step_execution"] = "derived"
         self.constants = split.constants
+        converted = convert_once(split.denoise.body, split.constants)
+        if any(new is not old for new, old in zip(converted, split.denoise.body)):
+            split.denoise.body = converted
+            ctx.need(INVARIANTS, "once")
         ctx.used(self)
         for name in ("per_request", "denoise_requests", "run_request"):
             ctx.need(STEPWISE, name)
