@@ -16,12 +16,13 @@ from porter.facts.members import ACTIVATION, Built, Members
 from porter.facts.scope import Found, dotted, find_method
 
 DRAWS = frozenset(
-    "rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial poisson dropout dropout1d "
-    "dropout2d dropout3d alpha_dropout randn_tensor manual_seed seed uniform_ normal_ random_ bernoulli_ exponential_".split()
+    "rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial poisson randn_tensor "
+    "dropout dropout1d dropout2d dropout3d alpha_dropout manual_seed seed uniform_ normal_ random_ bernoulli_ "
+    "exponential_".split()
 )
 CHANGES = frozenset("append extend insert pop remove clear update setdefault popitem sort reverse add discard".split())
 READS = frozenset("get keys values items copy index count startswith endswith format join split".split())
-PURE_ROOTS = ("torch", "math", "numpy", "typing", "einops", "dataclasses", "vllm", "vllm_omni")
+PURE_ROOTS = ("torch", "nn.", "F.", "math", "numpy", "typing", "einops", "dataclasses", "vllm", "vllm_omni")
 # Warnings, questions about the environment.
 HARMLESS = ("diffusers.utils.", "warnings.warn", "logger.")
 KEEPS_STATE = ("BatchNorm", "InstanceNorm", "LSTM", "GRU", "RNN")

@@ -26,8 +26,8 @@ CHANGING_EXACTLY = ("t", "x", "r", "timestep_r")
 CONDITIONS = ("encoder_", "text_", "image_", "pooled_", "prompt_")
 # Methods of tensors that leave the values where they are, mostly.
 VIEWS = frozenset(
-    "view view_as reshape unsqueeze squeeze transpose permute flatten unflatten expand expand_as chunk unbind split narrow "
-    "movedim swapaxes contiguous to type_as float half bfloat16 t select detach".split()
+    "view view_as reshape unsqueeze squeeze transpose permute flatten unflatten expand expand_as chunk unbind split "
+    "narrow movedim swapaxes contiguous to type_as float half bfloat16 t select detach".split()
 )
 JOINS = ("torch.cat", "torch.concat", "torch.stack")
 SHAPES = ("shape", "dtype", "device", "ndim", "is_cuda")
@@ -184,7 +184,7 @@ class SteadyCalls:
                         ways.append(own)
                 if not ways:
                     return True
-                found = ways[0] if len(ways) == 1 else _merged(*ways, _either)
+                found = ways[0] if len(ways) == 1 else _merged(ways[0], ways[1], _either)
                 env.clear()
                 env.update(found)
             case ast.For() | ast.While():
@@ -256,14 +256,16 @@ class SteadyCalls:
                 return self._value(node.value, env)
             case ast.ListComp() | ast.GeneratorExp() | ast.SetComp():
                 own = dict(env)
-                for part in node.generators:
-                    self._assign(part.target, _element(self._value(part.iter, own), part.iter), own)
+                for source in node.generators:
+                    self._assign(source.target, _element(self._value(source.iter, own), source.iter), own)
                 return Value(_anew(self._value(node.elt, own).worst))
             case ast.Call():
                 return self._call(node, env)
             case ast.Lambda() | ast.Constant() | ast.JoinedStr():
                 return Value()
-        worst = max([self._value(n, env).worst for n in ast.iter_child_nodes(node) if isinstance(n, ast.expr)], default=0)
+        worst = max(
+            [self._value(n, env).worst for n in ast.iter_child_nodes(node) if isinstance(n, ast.expr)], default=0
+        )
         return Value(_anew(worst))
 
     def _attribute(self, node: ast.Attribute, env: Env) -> Value:
@@ -310,9 +312,7 @@ class SteadyCalls:
             return owner.part()
         return Value(_anew(max(owner.worst, worst, _makes(function))))
 
-    def _callee(
-        self, function: ast.expr, env: Env
-    ) -> tuple[Found | None, Found | None, tuple[Built, ...]]:
+    def _callee(self, function: ast.expr, env: Env) -> tuple[Found | None, Found | None, tuple[Built, ...]]:
         """A function and whose method it is, or the modules that are called."""
         if isinstance(function, ast.Name) and function.id not in env:
             found = self._frames[-1].function.scope.find(function.id)
@@ -326,9 +326,7 @@ class SteadyCalls:
                     return method, own[0], ()
         return None, None, self._value(function, env).modules if not isinstance(function, ast.Call) else ()
 
-    def _is_pure(
-        self, node: ast.expr, function: Found | None, owner: Found | None, built: tuple[Built, ...]
-    ) -> bool:
+    def _is_pure(self, node: ast.expr, function: Found | None, owner: Found | None, built: tuple[Built, ...]) -> bool:
         if not self._frames[-1].function.is_own:
             return False
         if function is not None:

@@ -114,7 +114,9 @@ class HoistInvariants(Rule):
             imports: what the file imports: bound name to (module, name).
             tree: where the code of imported classes of diffusers is found.
         """
-        trees = [to_ast(node).body[0] if isinstance(node, cst.ClassDef | cst.FunctionDef) else None for node in definitions]
+        trees = [
+            to_ast(node).body[0] if isinstance(node, cst.ClassDef | cst.FunctionDef) else None for node in definitions
+        ]
         named = {node.name: node for node in trees if isinstance(node, ast.ClassDef | ast.FunctionDef)}
         if ONCE in named:
             return definitions, []
