@@ -68,84 +68,94 @@ class Purity:
         return self._known[key]
 
     def _is_pure(self, function: Found, node: ast.FunctionDef, owner: Found | None) -> bool:
-        held = self._members.of(owner)
-        local = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        given = {a.arg for a in ast.walk(node) if isinstance(a, ast.arg)} - local
-        local |= {n.name for n in ast.walk(node) if isinstance(n, ast.FunctionDef)} | given
-        of_modules = _of_modules(node, held)
-        for item in (inner for statement in node.body for inner in ast.walk(statement)):
+        items = [inner for statement in node.body for inner in ast.walk(statement)]
+        inside = _Inside(function, owner, self._members.of(owner), items)
+        for item in items:
             if isinstance(item, ast.Global | ast.Nonlocal | ast.Yield | ast.YieldFrom | ast.Await | ast.ClassDef):
                 return False
             if isinstance(item, ast.Attribute):
-                if not isinstance(item.ctx, ast.Load) or (dotted(item) and item.attr in self._written):
+                if not isinstance(item.ctx, ast.Load) or (item.attr in self._written and dotted(item)):
                     return False
             elif isinstance(item, ast.Subscript) and not isinstance(item.ctx, ast.Load):
                 if dotted(item.value).startswith("self."):
                     return False
-            elif isinstance(item, ast.Call) and _changes_argument(item, given):
-                return False
-            elif isinstance(item, ast.Call) and not self._is_pure_call(item, function, owner, held, local, of_modules):
+            elif isinstance(item, ast.Call) and not self._is_pure_call(item, inside):
                 return False
         return True
 
-    def _is_pure_call(
-        self,
-        call: ast.Call,
-        function: Found,
-        owner: Found | None,
-        held: dict[str, tuple[Built, ...]],
-        local: set[str],
-        of_modules: dict[str, tuple[Built, ...]],
-    ) -> bool:
+    def _is_pure_call(self, call: ast.Call, inside: _Inside) -> bool:
         name = dotted(call.func)
         head, _, rest = name.partition(".")
         last: str = call.func.attr if isinstance(call.func, ast.Attribute) else name
-        if last in DRAWS:
+        if last in DRAWS or (last in CHANGES and head in inside.given):
             return False
-        if head == "self" and owner is not None:
-            if "." not in rest:
-                method = find_method(owner, rest)
-                return self.of_function(method, owner) if method else self.of_module(held.get(rest, ()))
-            member, _, called = rest.partition(".")
-            return member not in held and called not in CHANGES  # a method of a value: of a tensor, or of the config
+        if head == "self" and inside.owner is not None:
+            return self._is_pure_member(rest, inside.owner, inside.held)
         if isinstance(call.func, ast.Subscript):
-            owner_name = dotted(call.func.value)
-            return self.of_module(held.get(owner_name.removeprefix("self."), ()))
+            return self.of_module(inside.held.get(dotted(call.func.value).removeprefix("self."), ()))
         if not name:  # a method of whatever an expression gives
             return isinstance(call.func, ast.Attribute)
-        if head in of_modules:
-            return not rest and self.of_module(of_modules[head])
-        if head in local:
+        if head in inside.loops:
+            return not rest and self.of_module(inside.loops[head])
+        if head in inside.local:
             return True  # a value's method; a function within this one; a module that the caller answers for
-        statement = _imports(function.node).get(name)
-        imported = function.scope.imported(statement, name) if statement is not None else None
-        if imported is not None:
-            return isinstance(imported.node, ast.FunctionDef) and self.of_function(imported)
-        origin = function.scope.origin(name)
+        return self._is_pure_name(name, last, inside)
+
+    def _is_pure_member(self, name: str, owner: Found, held: dict[str, tuple[Built, ...]]) -> bool:
+        """A call of ``self.name``."""
+        if "." not in name:
+            method = find_method(owner, name)
+            return self.of_function(method, owner) if method else self.of_module(held.get(name, ()))
+        member, _, called = name.partition(".")
+        return member not in held and called not in CHANGES  # a method of a value: of a tensor, or of the config
+
+    def _is_pure_name(self, name: str, last: str, inside: _Inside) -> bool:
+        """A call of what a name from around the function stands for."""
+        scope = inside.function.scope
+        if name in inside.imports:
+            if (inside.imports[name].module or "").startswith(PURE_ROOTS):
+                return True
+            imported = scope.imported(inside.imports[name], name)
+            return imported is not None and isinstance(imported.node, ast.FunctionDef) and self.of_function(imported)
+        origin = scope.origin(name)
         if origin.startswith((*PURE_ROOTS, *HARMLESS)) and "lora" not in last:
             return True
-        found = function.scope.find(name) if not rest else None
+        found = scope.find(name) if "." not in name else None
         if found is not None:
             return self.of_function(found) if isinstance(found.node, ast.FunctionDef) else _is_record(found)
         return last in READS or (hasattr(builtins, name) and name not in ("setattr", "exec", "eval", "open"))
 
 
-def _imports(node: ast.AST) -> dict[str, ast.ImportFrom]:
-    """Imports inside a function, by the names that they bind."""
-    found = (item for item in ast.walk(node) if isinstance(item, ast.ImportFrom))
-    return {alias.asname or alias.name: item for item in found for alias in item.names if alias.asname is None}
+class _Inside:
+    """What names stand for inside a function.
+
+    Attributes:
+        held: what is built for the attributes of ``self``.
+        local: names that the function binds, its arguments among them.
+        given: arguments that it does not bind anew.
+        loops: variables of loops over modules that ``self`` holds.
+        imports: imports within the function, by the names that they bind.
+    """
+
+    def __init__(
+        self, function: Found, owner: Found | None, held: dict[str, tuple[Built, ...]], items: list[ast.AST]
+    ) -> None:
+        self.function, self.owner, self.held = function, owner, held
+        assert isinstance(function.node, ast.FunctionDef)
+        arguments = {a.arg for a in ast.walk(function.node.args) if isinstance(a, ast.arg)}
+        arguments |= {a.arg for a in items if isinstance(a, ast.arg)}
+        stored = {n.id for n in items if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        self.given = arguments - stored
+        self.local = arguments | stored | {n.name for n in items if isinstance(n, ast.FunctionDef)}
+        self.loops = _of_modules(items, held)
+        imports = (item for item in items if isinstance(item, ast.ImportFrom))
+        self.imports = {alias.name: item for item in imports for alias in item.names if alias.asname is None}
 
 
-def _changes_argument(call: ast.Call, given: set[str]) -> bool:
-    """Whether a list or a dictionary that the caller holds is changed."""
-    owner = call.func.value if isinstance(call.func, ast.Attribute) and call.func.attr in CHANGES else None
-    return owner is not None and dotted(owner).partition(".")[0] in given
-
-
-def _of_modules(node: ast.FunctionDef, held: dict[str, tuple[Built, ...]]) -> dict[str, tuple[Built, ...]]:
+def _of_modules(items: list[ast.AST], held: dict[str, tuple[Built, ...]]) -> dict[str, tuple[Built, ...]]:
     """Variables of loops over the modules that ``self`` holds."""
     found: dict[str, tuple[Built, ...]] = {}
-    for loop in (item for item in ast.walk(node) if isinstance(item, ast.For | ast.comprehension)):
+    for loop in (item for item in items if isinstance(item, ast.For | ast.comprehension)):
         names = [dotted(n).removeprefix("self.") for n in ast.walk(loop.iter) if isinstance(n, ast.Attribute)]
         built = tuple(b for name in names for b in held.get(name, ()))
         if built:
