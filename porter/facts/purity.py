@@ -107,7 +107,8 @@ class Purity:
             method = find_method(owner, name)
             return self.of_function(method, owner) if method else self.of_module(held.get(name, ()))
         member, _, called = name.partition(".")
-        return member not in held and called not in CHANGES  # a method of a value: of a tensor, or of the config
+        # A method of a value: of a tensor, which a trailing underscore says that it writes to, or of the config.
+        return member not in held and called not in CHANGES and not called.endswith("_")
 
     def _is_pure_name(self, name: str, last: str, inside: _Inside) -> bool:
         """A call of what a name from around the function stands for."""

@@ -128,7 +128,7 @@ class HoistInvariants(Rule):
             sites = found.get(getattr(trees[place], "name", ""), [])
             if sites:
                 text = code(node)
-                calls = {(site.function, ast.get_source_segment(text, site.call) or "") for site in sites}
+                calls = {(site.function, _packed(ast.get_source_segment(text, site.call) or "")) for site in sites}
                 nodes[place] = visit(node, _Wrap(calls))
                 if nodes[place] is not node:
                     changed.append(place)
@@ -153,10 +153,15 @@ class _Wrap(cst.CSTTransformer):
         return updated
 
     def leave_Call(self, original: cst.Call, updated: cst.Call) -> cst.Call:
-        text = code(original)
+        text = _packed(code(original))
         if text not in self._texts or (self._functions[-1:] and (self._functions[-1], text) not in self._calls):
             return updated
         return updated.with_changes(func=cst.Name(ONCE), args=[cst.Arg(updated.func, comma=_COMMA), *updated.args])
+
+
+def _packed(text: str) -> str:
+    """A text without its layout: a node by itself is indented otherwise than in its place."""
+    return "".join(text.split())
 
 
 _COMMA = cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
