@@ -4,8 +4,8 @@
 
 Models of medium size (16 heads of 64, 1,024 image and 128 text tokens), with random weights: a step is one prediction
 for each branch of guidance. Steps with and without held results alternate; medians of CPU time are compared, and the
-predictions have to be equal bit for bit. The operations of matrix products are counted as well: whatever else the machine
-does has no part in them.
+predictions have to be equal bit for bit. Operations of matrix products are counted as well: a busy machine does not
+change them.
 """
 
 from __future__ import annotations
