@@ -6,18 +6,22 @@ import ast
 import difflib
 import importlib.util
 import sys
+import types
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from porter.emit.module import render
 from porter.emit.names import model_stem
+from porter.emit.templates import fill
 from porter.emit.write import write_files
+from porter.facts.evidence import DERIVED, NOT_APPLICABLE, Feature
 from porter.facts.pipeline import CONTROLNETS, TRANSFORMERS, derives_from_model
 from porter.rules.build import Builder, PortedFile
-from porter.rules.engine import Residue
+from porter.rules.engine import INVARIANTS, Residue
+from porter.rules.model.hoisting import ONCE, HoistInvariants
 from porter.rules.model.rewrite import ModelRewriter
-from porter.rules.model.split import split_over_ranks
+from porter.rules.model.split import record_all, split_over_ranks
 from porter.source import Definition, SourceError, SourceTree
 from porter.targets import Target
 
@@ -89,23 +93,42 @@ def build_model(
     """The file of one model class, as text and as what it was made of; ``record`` as for :class:`Builder`."""
     built = Builder(tree, target.symbols, ModelRewriter(), record=record).build([definition])
     split_over_ranks(built, definition)
+    _hoist(built, tree, definition)
     return render(built, tree, target), built
 
 
+def _hoist(built: PortedFile, tree: SourceTree, model: Definition) -> None:
+    """Wrap what is the same in each step of a request, in place; see :class:`HoistInvariants`."""
+    rule = HoistInvariants()
+    built.nodes[:], changed = rule.apply(built.nodes, model.name, built.imports, tree)
+    record_all(built, rule.name, built.nodes, changed)
+    if changed:
+        built.relative[ONCE] = INVARIANTS.removeprefix(".")
+    reason = "nothing that its forward calls depends on the request alone"
+    built.features["hoisting"] = Feature(DERIVED) if changed else Feature(NOT_APPLICABLE, reason)
+
+
 def write_models(folder: Path, ports: list[ModelPort]) -> dict[str, Path]:
-    """Write ports, formatted; returns the file of each class.
+    """Write ports, formatted, with what their texts import from beside them; returns the file of each class.
 
     Raises:
         OutputError: the folder cannot be used; nothing was written.
         FormatError: a text is not Python: a defect of a rule.
     """
-    write_files(folder, {f"{port.stem}.py": port.text for port in ports})
+    files = {f"{port.stem}.py": port.text for port in ports}
+    if any(f"from {INVARIANTS} import" in text for text in files.values()):
+        stem = INVARIANTS.removeprefix(".")
+        files[f"{stem}.py"] = fill(f"{stem}.py.j2")
+    write_files(folder, files)
     return {port.name: folder / f"{port.stem}.py" for port in ports}
 
 
 def load_model(file: Path, name: str) -> type[Any]:
     """The class ``name`` of a file that :func:`write_models` wrote, imported under a name of its own."""
-    module_name = f"porter_model_port_{file.stem}_{abs(hash(file.resolve())):x}"
+    package = types.ModuleType(f"porter_model_port_{abs(hash(file.resolve())):x}")
+    package.__path__ = [str(file.parent)]
+    sys.modules[package.__name__] = package
+    module_name = f"{package.__name__}.{file.stem}"
     spec = importlib.util.spec_from_file_location(module_name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -14,7 +14,7 @@ from porter.emit.names import controlnet_stem, family, pipeline_stem, transforme
 from porter.emit.safety import check_texts
 from porter.emit.templates import fill
 from porter.emit.write import OutputError, check_folder, write_ports
-from porter.facts.evidence import state, together
+from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, state, together
 from porter.facts.pipeline import PipelineFacts, is_called, is_controlnet, pipeline_facts
 from porter.model_port import build_model
 from porter.rules.build import Builder, PortedFile
@@ -119,6 +119,7 @@ class Converter:
             port.stem, facts, rewriter.post_process, self.tree, self.target
         )
         port.features = _features(port, rewriter) | facts.parallel
+        port.features["hoisting"] = _hoisting(models, port.features["step_execution"])
         port.plans = rewriter.plans
         port.files = sorted(port.texts)
         check_texts(port.texts)
@@ -212,6 +213,17 @@ def _parallel(models: dict[str, PortedFile]) -> dict[str, str]:
         name: together({model: state(model, name, built.features[name]) for model, built in models.items()}, True)
         for name in ("tensor_parallel", "sequence_parallel", "merged_projections")
     }
+
+
+def _hoisting(models: dict[str, PortedFile], steps: str) -> str:
+    """Whether results are held from step to step, from the models and from how the pipeline runs its steps."""
+    found = [built.features["hoisting"] for built in models.values()]
+    if all(feature.state != DERIVED for feature in found):
+        reason = found[0].reason if found else "no model of it is converted"
+        return f"{NOT_APPLICABLE}: {reason}"
+    if steps.startswith((REFUSED, NOT_APPLICABLE)):
+        return f"{REFUSED}: a request holds nothing, its steps are not apart ({steps.partition(': ')[2]})"
+    return DERIVED
 
 
 def convert(

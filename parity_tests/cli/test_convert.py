@@ -39,6 +39,7 @@ def test_a_port_is_written_and_registered(porter, tree):
         "tiny/__init__.py",
         "tiny/pipeline_tiny.py",
         "tiny/stepwise.py",
+        "tiny/invariants.py",
         "tiny/support.py",
         "tiny/tiny_transformer.py",
     }

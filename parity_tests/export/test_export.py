@@ -47,7 +47,8 @@ def test_an_image_model_is_added_and_nothing_is_touched(converter, checkout):
     assert removed(before, after) == []
     assert set(after) - set(before) == set(written) - set(before)
     folder = "vllm_omni/diffusion/models/aura_flow"
-    modules = {"__init__.py", "aura_flow_transformer.py", "pipeline_aura_flow.py", "support.py", "stepwise.py"}
+    beside = {"support.py", "stepwise.py", "invariants.py"}
+    modules = {"__init__.py", "aura_flow_transformer.py", "pipeline_aura_flow.py", *beside}
     assert {Path(name).name for name in after if name.startswith(folder)} == modules
     for name in (name for name in written if name.endswith(".py")):
         ast.parse(after[name])

@@ -23,9 +23,10 @@ from porter.facts.attention import method as ast_method
 from porter.facts.pipeline import CALLBACKS, IP_ADAPTER, PipelineFacts, pipeline_facts
 from porter.review.steps import rules
 from porter.rules.build import module_facts
-from porter.rules.engine import Context, Rule, method, parameters, walk, with_method
+from porter.rules.engine import INVARIANTS, Context, Rule, method, parameters, walk, with_method
 from porter.rules.fold import NOT_NONE
 from porter.rules.model.classic_attention import ClassicAttention, class_name
+from porter.rules.model.hoisting import ONCE
 from porter.rules.model.processors import FoldProcessor
 from porter.rules.model.sequence_parallel import helpers
 from porter.rules.model.sites import AttentionSites, plan_for
@@ -364,6 +365,17 @@ def _thread_quantization(rule: type[Rule], example: Example) -> None:
         example.ctx.used(rule())
 
 
+def _hoist(rule: type[Rule], example: Example) -> None:
+    """As for tensor parallelism; the last class of the file is the model."""
+    body = list(example.parsed.body)
+    imports = {name: (bound.module, bound.name) for name, bound in example.ctx.module.imports.items()}
+    nodes, changed = rule().apply(body, example.classes[-1].name, imports, example.tree)  # type: ignore[attr-defined]
+    if changed:
+        example.parsed = example.parsed.with_changes(body=nodes)
+        example.ctx.used(rule())
+        example.ctx.need(INVARIANTS, ONCE)
+
+
 RUNNERS: dict[str, Callable[[type[Rule], Example], None]] = {
     "AttentionLayer": _attention_layer,
     "AttentionSites": _attention_sites,
@@ -371,6 +383,7 @@ RUNNERS: dict[str, Callable[[type[Rule], Example], None]] = {
     FoldProcessor.__name__: _fold_processor,
     "DropArguments": _drop_arguments,
     "Forward": _forward,
+    "HoistInvariants": _hoist,
     "PipelineConstructor": _constructor,
     "GuidedPrediction": _steps,
     "StepExecution": _steps,

@@ -17,8 +17,8 @@ from porter.source.walk import walk
 
 # Modules that need no looking at, with what lies below them.
 STANDARD = """
-    __future__ abc argparse array bisect collections contextlib copy dataclasses datetime decimal enum fractions
-    functools hashlib heapq html inspect io itertools json logging math numbers operator pathlib random re
+    __future__ abc argparse array bisect collections contextlib contextvars copy dataclasses datetime decimal enum
+    fractions functools hashlib heapq html inspect io itertools json logging math numbers operator pathlib random re
     statistics string textwrap time types typing unicodedata urllib.parse uuid warnings wave weakref zlib
 """
 LIBRARIES = """

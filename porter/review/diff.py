@@ -156,7 +156,7 @@ def _left_out(file: str, end: int, built: PortedFile) -> Iterator[Hunk]:
 
 
 def _written_whole(file: str, lines: list[str]) -> list[Hunk]:
-    kind = Path(file).stem if Path(file).stem in ("support", "stepwise", "__init__") else "example"
+    kind = Path(file).stem if Path(file).stem in ("support", "stepwise", "invariants", "__init__") else "example"
     return [_hunk(file, 1, file, lines, [f"template:{kind}"])]
 
 

@@ -18,6 +18,7 @@ OTHERS = {
     "not-needed": "Nothing in the port refers to it any more.",
     "template:support": "What the pipelines of a family share: request arguments, loading of components.",
     "template:stepwise": "How requests take turns: their states, their steps, both branches of their guidance.",
+    "template:invariants": "Work that every step of a request repeats, done once and held with the request.",
     "template:__init__": "Makes the family a package.",
     "template:parallel": "What modules that are split over ranks share: a rank's part of heads, norms and tables.",
     "template:example": "A script that runs the port.",

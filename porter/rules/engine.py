@@ -29,8 +29,8 @@ from porter.rules.trees import visit as visit
 from porter.source import Definition, SourceModule, SourceTree
 
 # Files that every family has beside its models, and what names them in an import.
-SUPPORT, STEPWISE = ".support", ".stepwise"
-BESIDE = (SUPPORT, STEPWISE)
+SUPPORT, STEPWISE, INVARIANTS = ".support", ".stepwise", ".invariants"
+BESIDE = (SUPPORT, STEPWISE, INVARIANTS)
 
 SURFACE = "surface"
 SAME = "same arithmetic"

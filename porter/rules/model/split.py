@@ -28,21 +28,21 @@ def split_over_ranks(built: PortedFile, model: Definition) -> None:
     if bound is None and _holds_feed_forward(built):
         bound = FEED_FORWARD[1]
     result = tensor.apply(built.nodes, bound)
-    _record(built, tensor.name, result.nodes, result.changed)
+    record_all(built, tensor.name, result.nodes, result.changed)
     merging = MergeProjections()
     merged, table = merging.apply(result)
     if table:
         result.plan["merged"] = table
     built.features["tensor_parallel"] = _feature(result)
     built.features["merged_projections"] = _merged(result, table)
-    _record(built, merging.name, result.nodes, merged)
+    record_all(built, merging.name, result.nodes, merged)
     built.imports |= result.imports if result.changed else {}
     threaded = ThreadQuantization()
     result.nodes, passing = threaded.apply(result.nodes) if result.changed else (result.nodes, [])
-    _record(built, threaded.name, result.nodes, passing)
+    record_all(built, threaded.name, result.nodes, passing)
     plan = stated_plan(model.node) if isinstance(model.node, ast.ClassDef) else None
     nodes, divided = sequence.translate(result.nodes, model.name, plan) if plan else sequence.apply(result.nodes)
-    _record(built, sequence.name, nodes, divided)
+    record_all(built, sequence.name, nodes, divided)
     if plan and divided:
         built.imports |= {name: place for name, place in imports().items() if place[0] == SP_PLAN}
         built.features["sequence_parallel"] = Feature(DERIVED, fingerprint=fingerprint(ast.unparse(plan)))
@@ -55,7 +55,8 @@ def split_over_ranks(built: PortedFile, model: Definition) -> None:
     built.nodes[:] = _placed(nodes, result.helpers, bound)
 
 
-def _record(built: PortedFile, rule: str, nodes: list[Any], changed: list[int]) -> None:
+def record_all(built: PortedFile, rule: str, nodes: list[Any], changed: list[int]) -> None:
+    """Note that a rule changed definitions, by their places, and what it made of them."""
     if changed:
         built.applied[rule] = len(set(changed))
     for place in sorted(set(changed)):

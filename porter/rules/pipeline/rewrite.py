@@ -109,7 +109,8 @@ class PipelineRewriter:
         ported["__call__"] = [forward]
         if ctx.recorder is not None:
             ctx.record(GuidedPrediction.name, _followed(_with_functions(node, ported), forward, guidance))
-        forwards = StepExecution(self.facts).apply(ctx, forward)
+        stepping = StepExecution(self.facts)
+        forwards = stepping.apply(ctx, forward)
         if ctx.recorder is not None:
             after = [*forwards[1:], *guidance]
             ported["__call__"] = [forwards[0]]
@@ -121,7 +122,7 @@ class PipelineRewriter:
         kept = [s for s in node.body.body if not isinstance(s, cst.FunctionDef) and not _is_class_machinery(s)]
         [constructor] = ported.pop("__init__")
         del ported["__call__"]
-        head = statements(self._attributes(attributes if len(forwards) > 1 else None))
+        head = statements(self._attributes(attributes if len(forwards) > 1 else None, stepping.constants))
         rest = [function for functions in ported.values() for function in functions]
         body = [*kept, *head, constructor, *rest, *forwards, *guidance, *self._load_weights(ctx)]
         ctx.dropped.extend(n for n in self.facts.dropped if n not in ctx.dropped)
@@ -155,7 +156,7 @@ class PipelineRewriter:
             names.append(ctx.need(module, name))
         return [cst.Arg(cst.parse_expression(name)) for name in names]
 
-    def _attributes(self, of_request: list[str] | None) -> str:
+    def _attributes(self, of_request: list[str] | None, constants: tuple[str, ...]) -> str:
         dits = [c.name for c in self.facts.components if c.converted]
         names = [c.name for c in self.facts.components]
         encoders = [n for n in names if re.match(r"(text|image|audio)_encoder", n)]
@@ -172,6 +173,7 @@ class PipelineRewriter:
             text += "supports_step_execution: ClassVar[bool] = True\n"
             text += f"request_components: ClassVar[tuple[str, ...]] = {tuple(own)!r}\n"
             text += f"request_attributes: ClassVar[tuple[str, ...]] = {tuple(of_request)!r}\n"
+            text += f"request_constants: ClassVar[tuple[str, ...]] = {constants!r}\n"
         return text.replace("'", '"')
 
     def _load_weights(self, ctx: Context) -> list[Any]:

@@ -11,6 +11,7 @@ import libcst as cst
 from porter.facts.flow import Flow, flow
 from porter.facts.pipeline import PipelineFacts
 from porter.rules.engine import (
+    INVARIANTS,
     STEPWISE,
     SURFACE,
     Context,
@@ -23,6 +24,7 @@ from porter.rules.engine import (
     statements,
     to_ast,
 )
+from porter.rules.pipeline.conversions import convert_once
 from porter.rules.pipeline.loop import Loop, NoSplit, find_loop
 from porter.rules.pipeline.predictions import denoisers
 from porter.source.walk import walk
@@ -174,6 +176,8 @@ class StepExecution(Rule):
 
     def __init__(self, facts: PipelineFacts) -> None:
         self.facts = facts
+        self.constants: tuple[str, ...] = ()
+        """Variables of the request that its steps read and leave as they are."""
 
     def apply(self, ctx: Context, forward: cst.FunctionDef) -> list[cst.FunctionDef]:
         """The methods that take the place of ``forward``; ``forward`` alone where it cannot be cut."""
@@ -184,6 +188,11 @@ class StepExecution(Rule):
             ctx.features["step_execution"] = f"refused: {reason}"
             return [forward]
         ctx.features["step_execution"] = "derived"
+        self.constants = split.constants
+        converted = convert_once(split.denoise.body, split.constants)
+        if any(new is not old for new, old in zip(converted, split.denoise.body)):
+            split.denoise.body = converted
+            ctx.need(INVARIANTS, "once")
         ctx.used(self)
         for name in ("per_request", "denoise_requests", "run_request"):
             ctx.need(STEPWISE, name)
@@ -249,6 +258,12 @@ class Split:
         if not carried:
             raise NoSplit("no variable goes from step to step")
         return carried[0]
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """What every prediction reads and no step binds, sorted."""
+        kept = self.loads[DENOISE] & self.stores[PREPARE]
+        return tuple(sorted(kept - self.stores[DENOISE] - self.stores[STEP] - {self.sample, self.schedule}))
 
     def methods(self) -> list[cst.FunctionDef]:
         """The methods, in the order in which they run."""

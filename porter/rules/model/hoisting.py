@@ -1,0 +1,167 @@
+"""Take work out of the denoising loop that is the same in each of its steps."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import libcst as cst
+
+from porter.facts.scope import FileScope
+from porter.facts.steady import Site, SteadyCalls
+from porter.rules.engine import SAME, Rule, code, to_ast, visit
+from porter.source import SourceTree
+
+ONCE = "once"
+
+
+class HoistInvariants(Rule):
+    """Wrap calls into ``once`` whose arguments are the same in every step of a request.
+
+    Projections of text to keys and values in cross-attention, captions' embedders, refiners of the context: the first
+    step computes them, and the request holds the results for the others (``invariants.py`` of the family). The calls
+    are found by following values from the model's forward (:mod:`porter.facts.steady`); calls that do more than compute
+    their result are left alone (:mod:`porter.facts.purity`). A result is handed out again only for the very tensors,
+    never written to since, that it was computed from, so a wrapped call computes what it did, bit for bit.
+
+    It does not look at what a method computes by itself, outside of calls: position tables made of ``arange``, say.
+    """
+
+    name = "hoist-invariants"
+    safety = SAME
+    VALID = (
+        """
+        class ExampleTransformer2DModel(nn.Module):
+            def __init__(self, dim):
+                super().__init__()
+                self.norm = nn.LayerNorm(dim)
+                self.proj = nn.Linear(dim, dim)
+
+            def forward(self, hidden_states, encoder_hidden_states, timestep):
+                noisy = torch.randn_like(encoder_hidden_states)
+                return self.proj(self.norm(hidden_states)) + self.proj(noisy) + self.proj(timestep)
+        """,
+    )
+    INVALID = (
+        (
+            """
+            class ExampleAttention(nn.Module):
+                def __init__(self, dim):
+                    super().__init__()
+                    self.to_q = nn.Linear(dim, dim)
+                    self.to_k = nn.Linear(dim, dim)
+
+                def forward(self, hidden_states, encoder_hidden_states=None):
+                    if encoder_hidden_states is None:
+                        encoder_hidden_states = hidden_states
+                    return self.to_q(hidden_states) * self.to_k(encoder_hidden_states)
+
+
+            class ExampleTransformer2DModel(nn.Module):
+                def __init__(self, dim):
+                    super().__init__()
+                    self.text = nn.Linear(dim, dim)
+                    self.blocks = nn.ModuleList([ExampleAttention(dim) for _ in range(2)])
+
+                def forward(self, hidden_states, encoder_hidden_states, timestep):
+                    encoder_hidden_states = self.text(encoder_hidden_states)
+                    for block in self.blocks:
+                        hidden_states = block(hidden_states) + timestep
+                        hidden_states = block(hidden_states, encoder_hidden_states)
+                    return hidden_states
+            """,
+            """
+            class ExampleAttention(nn.Module):
+                def __init__(self, dim):
+                    super().__init__()
+                    self.to_q = nn.Linear(dim, dim)
+                    self.to_k = nn.Linear(dim, dim)
+
+                def forward(self, hidden_states, encoder_hidden_states=None):
+                    if encoder_hidden_states is None:
+                        encoder_hidden_states = hidden_states
+                    return self.to_q(hidden_states) * once(self.to_k, encoder_hidden_states)
+
+
+            class ExampleTransformer2DModel(nn.Module):
+                def __init__(self, dim):
+                    super().__init__()
+                    self.text = nn.Linear(dim, dim)
+                    self.blocks = nn.ModuleList([ExampleAttention(dim) for _ in range(2)])
+
+                def forward(self, hidden_states, encoder_hidden_states, timestep):
+                    encoder_hidden_states = once(self.text, encoder_hidden_states)
+                    for block in self.blocks:
+                        hidden_states = block(hidden_states) + timestep
+                        hidden_states = block(hidden_states, encoder_hidden_states)
+                    return hidden_states
+            """,
+        ),
+    )
+
+    def apply(
+        self,
+        definitions: list[Any],
+        model: str,
+        imports: dict[str, tuple[str, str | None]] | None = None,
+        tree: SourceTree | None = None,
+    ) -> tuple[list[Any], list[int]]:
+        """The definitions with calls wrapped, and the places of those that changed.
+
+        Args:
+            definitions: of the file.
+            model: the class whose forward is called in each step.
+            imports: what the file imports: bound name to (module, name).
+            tree: where the code of imported classes of diffusers is found.
+        """
+        trees = [
+            to_ast(node).body[0] if isinstance(node, cst.ClassDef | cst.FunctionDef) else None for node in definitions
+        ]
+        named = {node.name: node for node in trees if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+        if ONCE in named:
+            return definitions, []
+        found: dict[str, list[Site]] = {}
+        for site in SteadyCalls(FileScope(tree, named, imports or {}), named.values()).of_model(model):
+            found.setdefault(site.definition, []).append(site)
+        nodes, changed = list(definitions), []
+        for place, node in enumerate(definitions):
+            sites = found.get(getattr(trees[place], "name", ""), [])
+            if sites:
+                text = code(node)
+                calls = {(site.function, _packed(ast.get_source_segment(text, site.call) or "")) for site in sites}
+                nodes[place] = visit(node, _Wrap(calls))
+                if nodes[place] is not node:
+                    changed.append(place)
+        return nodes, changed
+
+
+class _Wrap(cst.CSTTransformer):
+    """Wraps calls, given by the function around them and their text."""
+
+    def __init__(self, calls: set[tuple[str, str]]) -> None:
+        super().__init__()
+        self._calls = calls
+        self._texts = {text for _, text in calls}
+        self._functions: list[str] = []
+
+    def visit_FunctionDef(self, node: cst.FunctionDef) -> bool:
+        self._functions.append(node.name.value)
+        return any(function == node.name.value for function, _ in self._calls)
+
+    def leave_FunctionDef(self, original: cst.FunctionDef, updated: cst.FunctionDef) -> cst.FunctionDef:
+        self._functions.pop()
+        return updated
+
+    def leave_Call(self, original: cst.Call, updated: cst.Call) -> cst.Call:
+        text = _packed(code(original))
+        if text not in self._texts or (self._functions[-1:] and (self._functions[-1], text) not in self._calls):
+            return updated
+        return updated.with_changes(func=cst.Name(ONCE), args=[cst.Arg(updated.func, comma=_COMMA), *updated.args])
+
+
+def _packed(text: str) -> str:
+    """A text without its layout: a node by itself is indented otherwise than in its place."""
+    return "".join(text.split())
+
+
+_COMMA = cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
