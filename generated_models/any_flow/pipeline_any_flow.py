@@ -18,7 +18,7 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/anyflow/pipeline_anyflow.py sha256 8e808afa1b7230682ac5654d8b0d0d64b6f3a4cf9363a5e3821183dc7d4a6ddc
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
-# Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger
+# Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
@@ -170,7 +170,12 @@ class AnyFlowPipeline(
         refuse_parallelism(
             od_config,
             "AnyFlowPipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
+            {
+                "tensor_parallel_size": "derived",
+                "sequence_parallel_size": "verified",
+                "merged_projections_size": "derived",
+                "cfg_parallel_size": "derived",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()
@@ -550,7 +555,8 @@ class AnyFlowPipeline(
 
         if num_frames % self.vae_scale_factor_temporal != 1:
             logger.warning(
-                f"`num_frames - 1` has to be divisible by {self.vae_scale_factor_temporal}. Rounding to the nearest number."
+                "`num_frames - 1` has to be divisible by %s. Rounding to the nearest number.",
+                self.vae_scale_factor_temporal,
             )
             num_frames = num_frames // self.vae_scale_factor_temporal * self.vae_scale_factor_temporal + 1
         num_frames = max(num_frames, 1)

@@ -84,13 +84,25 @@ class BriaFiboPipeline(
         "_joint_attention_kwargs",
         "_num_timesteps",
     )
+    request_constants: ClassVar[tuple[str, ...]] = (
+        "guidance_scale",
+        "latent_image_ids",
+        "prompt_embeds",
+        "prompt_layers",
+        "text_ids",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
         refuse_parallelism(
             od_config,
             "BriaFiboPipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
+            {
+                "tensor_parallel_size": "derived",
+                "sequence_parallel_size": "verified",
+                "merged_projections_size": "derived",
+                "cfg_parallel_size": "derived",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()

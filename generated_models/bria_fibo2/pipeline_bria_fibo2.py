@@ -421,13 +421,27 @@ class BriaFibo2Pipeline(
     supports_step_execution: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ("_guidance_scale", "_interrupt", "_num_timesteps")
+    request_constants: ClassVar[tuple[str, ...]] = (
+        "base_prompt_embeds",
+        "base_prompt_embeds_mask",
+        "image_latents",
+        "negative_prompt_embeds",
+        "negative_prompt_embeds_mask",
+        "prompt_embeds",
+        "prompt_embeds_mask",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
         refuse_parallelism(
             od_config,
             "BriaFibo2Pipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
+            {
+                "tensor_parallel_size": "derived",
+                "sequence_parallel_size": "verified",
+                "merged_projections_size": "derived",
+                "cfg_parallel_size": "derived",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -16,7 +16,7 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/models/transformers/transformer_chroma.py sha256 2018ed9e68aea52f9e7afb4ff9fe964b1cf089880ddf8133eff6a18ac5114f33
 # Source: diffusers/models/transformers/transformer_flux.py sha256 19c283790c6ecce114759c47daf98b448292dec9c5070ad04eda1580fbf31770
-# Rules: attention-layer, block-metadata, explicit-config, keep-processor, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, tensor-parallel, thread-quantization
+# Rules: attention-layer, block-metadata, explicit-config, hoist-invariants, keep-processor, lazy-logs, merge-projections, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, tensor-parallel, thread-quantization
 
 import dataclasses
 import inspect
@@ -52,9 +52,12 @@ from porter.runtime.logger import init_logger
 from porter.runtime.model_executor.layers.linear import (
     ColumnParallelLinear,
     MergedColumnParallelLinear,
+    QKVParallelLinear,
     RowParallelLinear,
 )
 from porter.runtime.model_executor.model_loader.weight_utils import default_weight_loader
+
+from .invariants import once
 
 
 def rank_share(total: int, what: str) -> int:
@@ -113,6 +116,14 @@ class ParallelFeedForward(FeedForward):
         )
 
 
+def outputs_of(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What each of the projections that are one layer makes of ``x``, in their order."""
+    one_by_one = getattr(type(layer), "forward_parts", None)
+    if one_by_one is not None:  # where one product for all would not be bit for bit that of each
+        return one_by_one(layer, x)
+    return layer(x).split(layer.output_partition_sizes, dim=-1)
+
+
 class SequenceBoundary(nn.Module):
     """Where attention is divided among ranks, or put together: the engine's hooks work on a module's result."""
 
@@ -161,15 +172,11 @@ logger = init_logger(__name__)
 
 
 def _get_projections(attn: "FluxAttention", hidden_states, encoder_hidden_states=None):
-    query = attn.to_q(hidden_states)
-    key = attn.to_k(hidden_states)
-    value = attn.to_v(hidden_states)
+    query, key, value = outputs_of(attn.to_qkv, hidden_states)
 
     encoder_query = encoder_key = encoder_value = None
     if encoder_hidden_states is not None and attn.added_kv_proj_dim is not None:
-        encoder_query = attn.add_q_proj(encoder_hidden_states)
-        encoder_key = attn.add_k_proj(encoder_hidden_states)
-        encoder_value = attn.add_v_proj(encoder_hidden_states)
+        encoder_query, encoder_key, encoder_value = outputs_of(attn.add_qkv_proj, encoder_hidden_states)
 
     return query, key, value, encoder_query, encoder_key, encoder_value
 
@@ -278,14 +285,14 @@ class FluxAttention(torch.nn.Module):
 
         self.norm_q = torch.nn.RMSNorm(dim_head, eps=eps, elementwise_affine=elementwise_affine)
         self.norm_k = torch.nn.RMSNorm(dim_head, eps=eps, elementwise_affine=elementwise_affine)
-        self.to_q = ColumnParallelLinear(
-            query_dim, self.inner_dim, bias=bias, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_q"
-        )
-        self.to_k = ColumnParallelLinear(
-            query_dim, self.inner_dim, bias=bias, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_k"
-        )
-        self.to_v = ColumnParallelLinear(
-            query_dim, self.inner_dim, bias=bias, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_v"
+        self.to_qkv = QKVParallelLinear(
+            hidden_size=query_dim,
+            head_size=self.head_dim,
+            total_num_heads=self.inner_dim // self.head_dim,
+            bias=bias,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.to_qkv",
         )
 
         if not self.pre_only:
@@ -305,29 +312,14 @@ class FluxAttention(torch.nn.Module):
         if added_kv_proj_dim is not None:
             self.norm_added_q = torch.nn.RMSNorm(dim_head, eps=eps)
             self.norm_added_k = torch.nn.RMSNorm(dim_head, eps=eps)
-            self.add_q_proj = ColumnParallelLinear(
-                added_kv_proj_dim,
-                self.inner_dim,
+            self.add_qkv_proj = QKVParallelLinear(
+                hidden_size=added_kv_proj_dim,
+                head_size=self.head_dim,
+                total_num_heads=self.inner_dim // self.head_dim,
                 bias=added_proj_bias,
                 return_bias=False,
                 quant_config=quant_config,
-                prefix=f"{prefix}.add_q_proj",
-            )
-            self.add_k_proj = ColumnParallelLinear(
-                added_kv_proj_dim,
-                self.inner_dim,
-                bias=added_proj_bias,
-                return_bias=False,
-                quant_config=quant_config,
-                prefix=f"{prefix}.add_k_proj",
-            )
-            self.add_v_proj = ColumnParallelLinear(
-                added_kv_proj_dim,
-                self.inner_dim,
-                bias=added_proj_bias,
-                return_bias=False,
-                quant_config=quant_config,
-                prefix=f"{prefix}.add_v_proj",
+                prefix=f"{prefix}.add_qkv_proj",
             )
             self.to_add_out = RowParallelLinear(
                 self.inner_dim,
@@ -362,7 +354,9 @@ class FluxAttention(torch.nn.Module):
         unused_kwargs = [k for k, _ in kwargs.items() if k not in attn_parameters and k not in quiet_attn_parameters]
         if len(unused_kwargs) > 0:
             logger.warning(
-                f"joint_attention_kwargs {unused_kwargs} are not expected by {self.processor.__class__.__name__} and will be ignored."
+                "joint_attention_kwargs %s are not expected by %s and will be ignored.",
+                unused_kwargs,
+                self.processor.__class__.__name__,
             )
         kwargs = {k: w for k, w in kwargs.items() if k in attn_parameters}
         return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb, **kwargs)
@@ -748,6 +742,19 @@ class ChromaTransformer2DModel(nn.Module):
             name.count(".") == 1 and name.split(".")[0] in ("transformer_blocks", "single_transformer_blocks")
         )
     ]
+    packed_modules_mapping = {
+        "add_qkv_proj": ["add_q_proj", "add_k_proj", "add_v_proj"],
+        "to_qkv": ["to_q", "to_k", "to_v"],
+    }
+    stacked_params_mapping = [
+        # (layer, projection, its part of the layer)
+        (".add_qkv_proj.", ".add_q_proj.", "q"),
+        (".add_qkv_proj.", ".add_k_proj.", "k"),
+        (".add_qkv_proj.", ".add_v_proj.", "v"),
+        (".to_qkv.", ".to_q.", "q"),
+        (".to_qkv.", ".to_k.", "k"),
+        (".to_qkv.", ".to_v.", "v"),
+    ]
 
     def __init__(
         self,
@@ -767,6 +774,8 @@ class ChromaTransformer2DModel(nn.Module):
     ):
         super().__init__()
         quant_config = getattr(od_config, "quantization_config", None)
+        if quant_config is not None:
+            quant_config.packed_modules_mapping = self.packed_modules_mapping
         self.config = FrozenDict(
             patch_size=patch_size,
             in_channels=in_channels,
@@ -890,7 +899,7 @@ class ChromaTransformer2DModel(nn.Module):
         input_vec = self.time_text_embed(timestep)
         pooled_temb = self.distilled_guidance_layer(input_vec)
 
-        encoder_hidden_states = self.context_embedder(encoder_hidden_states)
+        encoder_hidden_states = once(self.context_embedder, encoder_hidden_states)
 
         if txt_ids.ndim == 3:
             logger.warning(
@@ -989,13 +998,22 @@ class ChromaTransformer2DModel(nn.Module):
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         tensors = dict(self.state_dict(keep_vars=True))
         loaded: set[str] = set()
-        for name, weight in weights:
+        merged: set[str] = set()  # tensors of layers that hold several projections
+        parts: set[str] = set()  # what they were loaded from
+        for source, weight in weights:
+            name, shard = source, ()
+            if name not in tensors:
+                found = [(name.replace(part, layer), (key,)) for layer, part, key in self.stacked_params_mapping]
+                name, shard = next((held for held in found if held[0] in tensors), (name, shard))
             if name not in tensors:
                 raise ValueError(f"{type(self).__name__} has no parameter or buffer {name!r}")
             tensor = tensors[name]
+            if shard:
+                merged.add(name)
+                parts.add(source)
             if isinstance(tensor, nn.Parameter):
                 weight_loader = getattr(tensor, "weight_loader", default_weight_loader)
-                weight_loader(tensor, weight)
+                weight_loader(tensor, weight, *shard)
             elif tensor.shape != weight.shape:
                 raise ValueError(f"{name}: the checkpoint has {tuple(weight.shape)}, the model {tuple(tensor.shape)}")
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
@@ -1005,6 +1023,9 @@ class ChromaTransformer2DModel(nn.Module):
         buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
         filled = {id(tensors[name]) for name in loaded}
         missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        mapping = self.stacked_params_mapping
+        wanted = {name.replace(layer, part) for name in merged for layer, part, _ in mapping if layer in name}
+        missing += sorted(wanted - parts)
         if missing:
-            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
+            raise ValueError(f"the checkpoint lacks tensors of {type(self).__name__}: {', '.join(missing)}")
         return loaded

@@ -16,7 +16,7 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/chronoedit/pipeline_chronoedit.py sha256 9d33f441041cbfef53d804fa4c2a5b9f6e9c373dca07bcd73f4a3cc58f019c46
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
-# Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
@@ -182,13 +182,28 @@ class ChronoEditPipeline(
         "_interrupt",
         "_num_timesteps",
     )
+    request_constants: ClassVar[tuple[str, ...]] = (
+        "attention_kwargs",
+        "enable_temporal_reasoning",
+        "guidance_scale",
+        "image_embeds",
+        "negative_prompt_embeds",
+        "num_temporal_reasoning_steps",
+        "prompt_embeds",
+        "transformer_dtype",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
         refuse_parallelism(
             od_config,
             "ChronoEditPipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
+            {
+                "tensor_parallel_size": "derived",
+                "sequence_parallel_size": "verified",
+                "merged_projections_size": "derived",
+                "cfg_parallel_size": "derived",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()
@@ -612,7 +627,8 @@ class ChronoEditPipeline(
 
         if num_frames % self.vae_scale_factor_temporal != 1:
             logger.warning(
-                f"`num_frames - 1` has to be divisible by {self.vae_scale_factor_temporal}. Rounding to the nearest number."
+                "`num_frames - 1` has to be divisible by %s. Rounding to the nearest number.",
+                self.vae_scale_factor_temporal,
             )
             num_frames = num_frames // self.vae_scale_factor_temporal * self.vae_scale_factor_temporal + 1
         num_frames = max(num_frames, 1)

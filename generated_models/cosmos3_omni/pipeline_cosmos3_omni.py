@@ -16,7 +16,7 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/cosmos/pipeline_cosmos3_omni.py sha256 5e7a25971a15be3cb07cb8154e1024f55cf69773d21af2f8ca18f30de43743ba
 # Source: diffusers/pipelines/cosmos/mixed_precision.py sha256 6f96c4d4c503e8167fb46bbea9ea07f2357863066ec374aadaaf4498005bea27
-# Rules: cache-context, cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, pre-process-hook, register-to-config, replace-logger
+# Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, pre-process-hook, register-to-config, replace-logger
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.cosmos.mixed_precision.Cosmos3MixedPrecisionConfig
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.cosmos.mixed_precision.apply_cosmos3_mixed_precision_step
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.cosmos.mixed_precision.reset_cosmos3_mixed_precision
@@ -884,7 +884,12 @@ class Cosmos3OmniPipeline(
         refuse_parallelism(
             od_config,
             "Cosmos3OmniPipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
+            {
+                "tensor_parallel_size": "verified",
+                "sequence_parallel_size": "verified",
+                "merged_projections_size": "derived",
+                "cfg_parallel_size": "derived",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()
@@ -1576,8 +1581,9 @@ class Cosmos3OmniPipeline(
         framing = _ACTION_VIEWPOINT_TEMPLATES.get(view_point) if view_point is not None else None
         if view_point is not None and framing is None:
             logger.warning(
-                f"Unrecognized action view_point={view_point!r}; known viewpoints: "
-                f"{sorted(_ACTION_VIEWPOINT_TEMPLATES)}. Dropping the cinematography.framing field."
+                "Unrecognized action view_point=%r; known viewpoints: %s. Dropping the cinematography.framing field.",
+                view_point,
+                sorted(_ACTION_VIEWPOINT_TEMPLATES),
             )
         if framing:
             prompt["cinematography"] = {"framing": framing}

@@ -16,7 +16,7 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/models/attention.py sha256 1c387653405148e18f0d7972542d7ced68dd14f626ad8d5a433d91a9bcdf74e8
 # Source: diffusers/models/transformers/dit_transformer_2d.py sha256 3843b76f75693bed81f90cb3c4d0782b02c1e25dde6bd38dc41f90fbd02586b6
-# Rules: attention-layer, attention-sites, block-metadata, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
+# Rules: attention-layer, attention-sites, block-metadata, explicit-config, fold-processor, merge-projections, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 
 import dataclasses
 from collections.abc import Iterable
@@ -68,6 +68,14 @@ def rank_heads(mask: torch.Tensor, batch_size: int, heads: int) -> torch.Tensor:
     if ranks == 1 or mask.shape[0] != batch_size * heads * ranks:
         return mask
     return mask.unflatten(0, (batch_size, ranks, heads))[:, get_tensor_model_parallel_rank()].flatten(0, 1)
+
+
+def outputs_of(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What each of the projections that are one layer makes of ``x``, in their order."""
+    one_by_one = getattr(type(layer), "forward_parts", None)
+    if one_by_one is not None:  # where one product for all would not be bit for bit that of each
+        return one_by_one(layer, x)
+    return layer(x).split(layer.output_partition_sizes, dim=-1)
 
 
 class SequenceBoundary(nn.Module):
@@ -138,23 +146,16 @@ class GatedSelfAttentionDenseAttention(nn.Module):
             quant_config=quant_config,
             prefix=f"{prefix}.to_q",
         )
+        rank_share(self.inner_kv_dim, "inner_kv_dim")
 
         # only relevant for the `AddedKVProcessor` classes
-        self.to_k = ColumnParallelLinear(
+        self.to_kv = MergedColumnParallelLinear(
             self.cross_attention_dim,
-            self.inner_kv_dim,
+            [self.inner_kv_dim, self.inner_kv_dim],
             bias=False,
             return_bias=False,
             quant_config=quant_config,
-            prefix=f"{prefix}.to_k",
-        )
-        self.to_v = ColumnParallelLinear(
-            self.cross_attention_dim,
-            self.inner_kv_dim,
-            bias=False,
-            return_bias=False,
-            quant_config=quant_config,
-            prefix=f"{prefix}.to_v",
+            prefix=f"{prefix}.to_kv",
         )
 
         self.to_out = nn.ModuleList([])
@@ -225,8 +226,7 @@ class GatedSelfAttentionDenseAttention(nn.Module):
         if encoder_hidden_states is None:
             encoder_hidden_states = hidden_states
 
-        key = self.to_k(encoder_hidden_states)
-        value = self.to_v(encoder_hidden_states)
+        key, value = outputs_of(self.to_kv, encoder_hidden_states)
 
         inner_dim = key.shape[-1]
         head_dim = inner_dim // self.heads
@@ -383,23 +383,16 @@ class BasicCrossAttention(nn.Module):
         self.to_q = ColumnParallelLinear(
             query_dim, self.inner_dim, bias=bias, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_q"
         )
+        rank_share(self.inner_kv_dim, "inner_kv_dim")
 
         # only relevant for the `AddedKVProcessor` classes
-        self.to_k = ColumnParallelLinear(
+        self.to_kv = MergedColumnParallelLinear(
             self.cross_attention_dim,
-            self.inner_kv_dim,
+            [self.inner_kv_dim, self.inner_kv_dim],
             bias=bias,
             return_bias=False,
             quant_config=quant_config,
-            prefix=f"{prefix}.to_k",
-        )
-        self.to_v = ColumnParallelLinear(
-            self.cross_attention_dim,
-            self.inner_kv_dim,
-            bias=bias,
-            return_bias=False,
-            quant_config=quant_config,
-            prefix=f"{prefix}.to_v",
+            prefix=f"{prefix}.to_kv",
         )
 
         self.to_out = nn.ModuleList([])
@@ -470,8 +463,7 @@ class BasicCrossAttention(nn.Module):
         if encoder_hidden_states is None:
             encoder_hidden_states = hidden_states
 
-        key = self.to_k(encoder_hidden_states)
-        value = self.to_v(encoder_hidden_states)
+        key, value = outputs_of(self.to_kv, encoder_hidden_states)
 
         inner_dim = key.shape[-1]
         head_dim = inner_dim // self.heads
@@ -1013,6 +1005,14 @@ class DiTTransformer2DModel(nn.Module):
     _hsdp_shard_conditions = [
         lambda name, module: name.count(".") == 1 and name.split(".")[0] in ("transformer_blocks",)
     ]
+    packed_modules_mapping = {
+        "to_kv": ["to_k", "to_v"],
+    }
+    stacked_params_mapping = [
+        # (layer, projection, its part of the layer)
+        (".to_kv.", ".to_k.", 0),
+        (".to_kv.", ".to_v.", 1),
+    ]
 
     def __init__(
         self,
@@ -1036,6 +1036,8 @@ class DiTTransformer2DModel(nn.Module):
     ):
         super().__init__()
         quant_config = getattr(od_config, "quantization_config", None)
+        if quant_config is not None:
+            quant_config.packed_modules_mapping = self.packed_modules_mapping
         self.config = FrozenDict(
             num_attention_heads=num_attention_heads,
             attention_head_dim=attention_head_dim,
@@ -1192,13 +1194,22 @@ class DiTTransformer2DModel(nn.Module):
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         tensors = dict(self.state_dict(keep_vars=True))
         loaded: set[str] = set()
-        for name, weight in weights:
+        merged: set[str] = set()  # tensors of layers that hold several projections
+        parts: set[str] = set()  # what they were loaded from
+        for source, weight in weights:
+            name, shard = source, ()
+            if name not in tensors:
+                found = [(name.replace(part, layer), (key,)) for layer, part, key in self.stacked_params_mapping]
+                name, shard = next((held for held in found if held[0] in tensors), (name, shard))
             if name not in tensors:
                 raise ValueError(f"{type(self).__name__} has no parameter or buffer {name!r}")
             tensor = tensors[name]
+            if shard:
+                merged.add(name)
+                parts.add(source)
             if isinstance(tensor, nn.Parameter):
                 weight_loader = getattr(tensor, "weight_loader", default_weight_loader)
-                weight_loader(tensor, weight)
+                weight_loader(tensor, weight, *shard)
             elif tensor.shape != weight.shape:
                 raise ValueError(f"{name}: the checkpoint has {tuple(weight.shape)}, the model {tuple(tensor.shape)}")
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
@@ -1208,6 +1219,9 @@ class DiTTransformer2DModel(nn.Module):
         buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
         filled = {id(tensors[name]) for name in loaded}
         missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        mapping = self.stacked_params_mapping
+        wanted = {name.replace(layer, part) for name in merged for layer, part, _ in mapping if layer in name}
+        missing += sorted(wanted - parts)
         if missing:
-            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
+            raise ValueError(f"the checkpoint lacks tensors of {type(self).__name__}: {', '.join(missing)}")
         return loaded

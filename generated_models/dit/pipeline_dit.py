@@ -80,6 +80,7 @@ class DiTPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diffu
     supports_step_execution: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ()
+    request_constants: ClassVar[tuple[str, ...]] = ("class_labels_input", "guidance_scale", "latent_channels")
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
@@ -87,8 +88,9 @@ class DiTPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diffu
             od_config,
             "DiTPipeline",
             {
-                "tensor_parallel_size": "verified",
+                "tensor_parallel_size": "derived",
                 "sequence_parallel_size": "verified",
+                "merged_projections_size": "derived",
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )

@@ -178,13 +178,19 @@ class EasyAnimatePipeline(
         "_interrupt",
         "_num_timesteps",
     )
+    request_constants: ClassVar[tuple[str, ...]] = ("device", "guidance_rescale", "guidance_scale", "prompt_embeds")
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
         refuse_parallelism(
             od_config,
             "EasyAnimatePipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
+            {
+                "tensor_parallel_size": "derived",
+                "sequence_parallel_size": "verified",
+                "merged_projections_size": "derived",
+                "cfg_parallel_size": "derived",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()

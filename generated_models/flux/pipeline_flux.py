@@ -16,7 +16,7 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/flux/pipeline_flux.py sha256 32588439cab99a5a586a502a112b10220c3e03b3d33c9259c3650b665bd5de35
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
-# Rules: cache-context, cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
@@ -228,6 +228,18 @@ class FluxPipeline(
         "_joint_attention_kwargs",
         "_num_timesteps",
     )
+    request_constants: ClassVar[tuple[str, ...]] = (
+        "do_true_cfg",
+        "guidance",
+        "latent_image_ids",
+        "negative_pooled_prompt_embeds",
+        "negative_prompt_embeds",
+        "negative_text_ids",
+        "pooled_prompt_embeds",
+        "prompt_embeds",
+        "text_ids",
+        "true_cfg_scale",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
@@ -237,6 +249,7 @@ class FluxPipeline(
             {
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
+                "merged_projections_size": "derived",
                 "cfg_parallel_size": "verified",
             },
         )
@@ -295,7 +308,9 @@ class FluxPipeline(
             removed_text = self.tokenizer_2.batch_decode(untruncated_ids[:, self.tokenizer_max_length - 1 : -1])
             logger.warning(
                 "The following part of your input was truncated because `max_sequence_length` is set to "
-                f" {max_sequence_length} tokens: {removed_text}"
+                " %s tokens: %s",
+                max_sequence_length,
+                removed_text,
             )
 
         model_device = get_module_execution_device(self.text_encoder_2)
@@ -339,7 +354,9 @@ class FluxPipeline(
             removed_text = self.tokenizer.batch_decode(untruncated_ids[:, self.tokenizer_max_length - 1 : -1])
             logger.warning(
                 "The following part of your input was truncated because CLIP can only handle sequences up to"
-                f" {self.tokenizer_max_length} tokens: {removed_text}"
+                " %s tokens: %s",
+                self.tokenizer_max_length,
+                removed_text,
             )
         model_device = get_module_execution_device(self.text_encoder)
         prompt_embeds = self.text_encoder(text_input_ids.to(model_device), output_hidden_states=False)
@@ -434,7 +451,10 @@ class FluxPipeline(
     ):
         if height % (self.vae_scale_factor * 2) != 0 or width % (self.vae_scale_factor * 2) != 0:
             logger.warning(
-                f"`height` and `width` have to be divisible by {self.vae_scale_factor * 2} but are {height} and {width}. Dimensions will be resized accordingly"
+                "`height` and `width` have to be divisible by %s but are %s and %s. Dimensions will be resized accordingly",
+                self.vae_scale_factor * 2,
+                height,
+                width,
             )
 
         if prompt is not None and prompt_embeds is not None:

@@ -16,7 +16,7 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/flux/pipeline_flux_controlnet.py sha256 97a4aa0e2477dcbd76ad9be1b9ee5879543d2f68df6af944a01555ee73614c8a
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
-# Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
@@ -244,13 +244,35 @@ class FluxControlNetPipeline(
         "_joint_attention_kwargs",
         "_num_timesteps",
     )
+    request_constants: ClassVar[tuple[str, ...]] = (
+        "control_image",
+        "control_mode",
+        "controlnet_blocks_repeat",
+        "controlnet_conditioning_scale",
+        "controlnet_keep",
+        "device",
+        "do_true_cfg",
+        "guidance_scale",
+        "latent_image_ids",
+        "negative_pooled_prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "prompt_embeds",
+        "text_ids",
+        "true_cfg_scale",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
         refuse_parallelism(
             od_config,
             "FluxControlNetPipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
+            {
+                "tensor_parallel_size": "derived",
+                "sequence_parallel_size": "verified",
+                "merged_projections_size": "derived",
+                "cfg_parallel_size": "derived",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()
@@ -316,7 +338,9 @@ class FluxControlNetPipeline(
             removed_text = self.tokenizer_2.batch_decode(untruncated_ids[:, self.tokenizer_max_length - 1 : -1])
             logger.warning(
                 "The following part of your input was truncated because `max_sequence_length` is set to "
-                f" {max_sequence_length} tokens: {removed_text}"
+                " %s tokens: %s",
+                max_sequence_length,
+                removed_text,
             )
 
         model_device = get_module_execution_device(self.text_encoder_2)
@@ -360,7 +384,9 @@ class FluxControlNetPipeline(
             removed_text = self.tokenizer.batch_decode(untruncated_ids[:, self.tokenizer_max_length - 1 : -1])
             logger.warning(
                 "The following part of your input was truncated because CLIP can only handle sequences up to"
-                f" {self.tokenizer_max_length} tokens: {removed_text}"
+                " %s tokens: %s",
+                self.tokenizer_max_length,
+                removed_text,
             )
         model_device = get_module_execution_device(self.text_encoder)
         prompt_embeds = self.text_encoder(text_input_ids.to(model_device), output_hidden_states=False)
@@ -455,7 +481,10 @@ class FluxControlNetPipeline(
     ):
         if height % (self.vae_scale_factor * 2) != 0 or width % (self.vae_scale_factor * 2) != 0:
             logger.warning(
-                f"`height` and `width` have to be divisible by {self.vae_scale_factor * 2} but are {height} and {width}. Dimensions will be resized accordingly"
+                "`height` and `width` have to be divisible by %s but are %s and %s. Dimensions will be resized accordingly",
+                self.vae_scale_factor * 2,
+                height,
+                width,
             )
 
         if prompt is not None and prompt_embeds is not None:

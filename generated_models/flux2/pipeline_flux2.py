@@ -16,7 +16,7 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/flux2/pipeline_flux2.py sha256 2782c9a4b3271492fed8d47184c43a8e977fffcedb804ffe7e0b7dde81f2afcd
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
-# Rules: drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Rules: drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
 from .flux2_transformer import Flux2Transformer2DModel
+from .invariants import once
 from .stepwise import denoise_requests, per_request, run_request
 from .support import (
     load_component,
@@ -331,6 +332,14 @@ class Flux2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Dif
         "_interrupt",
         "_num_timesteps",
     )
+    request_constants: ClassVar[tuple[str, ...]] = (
+        "guidance",
+        "image_latent_ids",
+        "image_latents",
+        "latent_ids",
+        "prompt_embeds",
+        "text_ids",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
@@ -338,8 +347,9 @@ class Flux2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Dif
             od_config,
             "Flux2Pipeline",
             {
-                "tensor_parallel_size": "verified",
+                "tensor_parallel_size": "derived",
                 "sequence_parallel_size": "verified",
+                "merged_projections_size": "derived",
                 "cfg_parallel_size": "not applicable: the model is told its guidance and predicts once",
             },
         )
@@ -767,7 +777,10 @@ class Flux2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Dif
             and width % (self.vae_scale_factor * 2) != 0
         ):
             logger.warning(
-                f"`height` and `width` have to be divisible by {self.vae_scale_factor * 2} but are {height} and {width}. Dimensions will be resized accordingly"
+                "`height` and `width` have to be divisible by %s but are %s and %s. Dimensions will be resized accordingly",
+                self.vae_scale_factor * 2,
+                height,
+                width,
             )
 
         if prompt is not None and prompt_embeds is not None:
@@ -1050,7 +1063,7 @@ class Flux2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Dif
 
         if image_latents is not None:
             latent_model_input = torch.cat([latents, image_latents], dim=1).to(self.transformer.dtype)
-            latent_image_ids = torch.cat([latent_ids, image_latent_ids], dim=1)
+            latent_image_ids = once(torch.cat, [latent_ids, image_latent_ids], dim=1)
 
         noise_pred = self.transformer(
             hidden_states=latent_model_input,  # (B, image_seq_len, C)

@@ -194,6 +194,19 @@ class GlmImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, 
         "_interrupt",
         "_num_timesteps",
     )
+    request_constants: ClassVar[tuple[str, ...]] = (
+        "attention_kwargs",
+        "crops_coords_top_left",
+        "kv_caches",
+        "negative_prompt_embeds",
+        "prior_token_drop_cond",
+        "prior_token_drop_uncond",
+        "prior_token_ids",
+        "prior_token_image_ids_per_sample",
+        "prompt_embeds",
+        "target_size",
+        "transformer_dtype",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
@@ -203,6 +216,7 @@ class GlmImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, 
             {
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
+                "merged_projections_size": "not applicable: no two read the same input",
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )

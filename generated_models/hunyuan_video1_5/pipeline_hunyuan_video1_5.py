@@ -193,6 +193,20 @@ class HunyuanVideo15Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDisco
         "_interrupt",
         "_num_timesteps",
     )
+    request_constants: ClassVar[tuple[str, ...]] = (
+        "cond_latents_concat",
+        "image_embeds",
+        "mask_concat",
+        "negative_prompt_embeds",
+        "negative_prompt_embeds_2",
+        "negative_prompt_embeds_mask",
+        "negative_prompt_embeds_mask_2",
+        "num_inference_steps",
+        "prompt_embeds",
+        "prompt_embeds_2",
+        "prompt_embeds_mask",
+        "prompt_embeds_mask_2",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
@@ -200,8 +214,9 @@ class HunyuanVideo15Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDisco
             od_config,
             "HunyuanVideo15Pipeline",
             {
-                "tensor_parallel_size": "verified",
+                "tensor_parallel_size": "derived",
                 "sequence_parallel_size": "verified",
+                "merged_projections_size": "derived",
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )

@@ -186,6 +186,23 @@ class Ideogram4Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery,
         "_interrupt",
         "_num_timesteps",
     )
+    request_constants: ClassVar[tuple[str, ...]] = (
+        "batch_size",
+        "guidance_schedule",
+        "gw",
+        "indicator",
+        "llm_features",
+        "max_text_tokens",
+        "neg_indicator",
+        "neg_llm_features",
+        "neg_position_ids",
+        "neg_segment_ids",
+        "num_images_per_prompt",
+        "num_train_timesteps",
+        "position_ids",
+        "segment_ids",
+        "text_z_padding",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = "") -> None:
         super().__init__()
@@ -193,8 +210,9 @@ class Ideogram4Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery,
             od_config,
             "Ideogram4Pipeline",
             {
-                "tensor_parallel_size": "verified",
+                "tensor_parallel_size": "derived",
                 "sequence_parallel_size": "verified",
+                "merged_projections_size": "derived",
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )

@@ -124,13 +124,24 @@ class JoyImageEditPipeline(
     supports_step_execution: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ("_guidance_scale", "_interrupt", "_num_timesteps")
+    request_constants: ClassVar[tuple[str, ...]] = (
+        "image_latents",
+        "negative_prompt_embeds",
+        "num_items",
+        "prompt_embeds",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
         refuse_parallelism(
             od_config,
             "JoyImageEditPipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
+            {
+                "tensor_parallel_size": "verified",
+                "sequence_parallel_size": "verified",
+                "merged_projections_size": "not applicable: no two read the same input",
+                "cfg_parallel_size": "derived",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()

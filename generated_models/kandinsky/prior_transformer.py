@@ -16,7 +16,7 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/models/attention.py sha256 1c387653405148e18f0d7972542d7ced68dd14f626ad8d5a433d91a9bcdf74e8
 # Source: diffusers/models/transformers/prior_transformer.py sha256 edf25b28dfcb3bff979ad0440dcb8660e6fc8318da359ac7baeb0aa77d44f131
-# Rules: attention-layer, attention-sites, block-metadata, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
+# Rules: attention-layer, attention-sites, block-metadata, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 
 import dataclasses
 from collections.abc import Iterable
@@ -50,6 +50,8 @@ from porter.runtime.model_executor.layers.linear import (
 )
 from porter.runtime.model_executor.model_loader.weight_utils import default_weight_loader
 
+from .invariants import once
+
 
 def rank_share(total: int, what: str) -> int:
     """This rank's part of a number of heads or features.
@@ -69,6 +71,14 @@ def rank_heads(mask: torch.Tensor, batch_size: int, heads: int) -> torch.Tensor:
     if ranks == 1 or mask.shape[0] != batch_size * heads * ranks:
         return mask
     return mask.unflatten(0, (batch_size, ranks, heads))[:, get_tensor_model_parallel_rank()].flatten(0, 1)
+
+
+def outputs_of(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What each of the projections that are one layer makes of ``x``, in their order."""
+    one_by_one = getattr(type(layer), "forward_parts", None)
+    if one_by_one is not None:  # where one product for all would not be bit for bit that of each
+        return one_by_one(layer, x)
+    return layer(x).split(layer.output_partition_sizes, dim=-1)
 
 
 class SequenceBoundary(nn.Module):
@@ -139,23 +149,16 @@ class GatedSelfAttentionDenseAttention(nn.Module):
             quant_config=quant_config,
             prefix=f"{prefix}.to_q",
         )
+        rank_share(self.inner_kv_dim, "inner_kv_dim")
 
         # only relevant for the `AddedKVProcessor` classes
-        self.to_k = ColumnParallelLinear(
+        self.to_kv = MergedColumnParallelLinear(
             self.cross_attention_dim,
-            self.inner_kv_dim,
+            [self.inner_kv_dim, self.inner_kv_dim],
             bias=False,
             return_bias=False,
             quant_config=quant_config,
-            prefix=f"{prefix}.to_k",
-        )
-        self.to_v = ColumnParallelLinear(
-            self.cross_attention_dim,
-            self.inner_kv_dim,
-            bias=False,
-            return_bias=False,
-            quant_config=quant_config,
-            prefix=f"{prefix}.to_v",
+            prefix=f"{prefix}.to_kv",
         )
 
         self.to_out = nn.ModuleList([])
@@ -226,8 +229,7 @@ class GatedSelfAttentionDenseAttention(nn.Module):
         if encoder_hidden_states is None:
             encoder_hidden_states = hidden_states
 
-        key = self.to_k(encoder_hidden_states)
-        value = self.to_v(encoder_hidden_states)
+        key, value = outputs_of(self.to_kv, encoder_hidden_states)
 
         inner_dim = key.shape[-1]
         head_dim = inner_dim // self.heads
@@ -384,23 +386,16 @@ class BasicCrossAttention(nn.Module):
         self.to_q = ColumnParallelLinear(
             query_dim, self.inner_dim, bias=bias, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_q"
         )
+        rank_share(self.inner_kv_dim, "inner_kv_dim")
 
         # only relevant for the `AddedKVProcessor` classes
-        self.to_k = ColumnParallelLinear(
+        self.to_kv = MergedColumnParallelLinear(
             self.cross_attention_dim,
-            self.inner_kv_dim,
+            [self.inner_kv_dim, self.inner_kv_dim],
             bias=bias,
             return_bias=False,
             quant_config=quant_config,
-            prefix=f"{prefix}.to_k",
-        )
-        self.to_v = ColumnParallelLinear(
-            self.cross_attention_dim,
-            self.inner_kv_dim,
-            bias=bias,
-            return_bias=False,
-            quant_config=quant_config,
-            prefix=f"{prefix}.to_v",
+            prefix=f"{prefix}.to_kv",
         )
 
         self.to_out = nn.ModuleList([])
@@ -459,10 +454,10 @@ class BasicCrossAttention(nn.Module):
         )
 
         if attention_mask is not None:
-            attention_mask = self.prepare_attention_mask(attention_mask, sequence_length, batch_size)
+            attention_mask = once(self.prepare_attention_mask, attention_mask, sequence_length, batch_size)
             # scaled_dot_product_attention expects attention_mask shape to be
             # (batch, heads, source_length, target_length)
-            attention_mask = rank_heads(attention_mask, batch_size, self.heads).view(
+            attention_mask = once(rank_heads, attention_mask, batch_size, self.heads).view(
                 batch_size, self.heads, -1, attention_mask.shape[-1]
             )
 
@@ -471,8 +466,7 @@ class BasicCrossAttention(nn.Module):
         if encoder_hidden_states is None:
             encoder_hidden_states = hidden_states
 
-        key = self.to_k(encoder_hidden_states)
-        value = self.to_v(encoder_hidden_states)
+        key, value = outputs_of(self.to_kv, encoder_hidden_states)
 
         inner_dim = key.shape[-1]
         head_dim = inner_dim // self.heads
@@ -1028,6 +1022,14 @@ class PriorTransformer(nn.Module):
     _hsdp_shard_conditions = [
         lambda name, module: name.count(".") == 1 and name.split(".")[0] in ("transformer_blocks",)
     ]
+    packed_modules_mapping = {
+        "to_kv": ["to_k", "to_v"],
+    }
+    stacked_params_mapping = [
+        # (layer, projection, its part of the layer)
+        (".to_kv.", ".to_k.", 0),
+        (".to_kv.", ".to_v.", 1),
+    ]
 
     def __init__(
         self,
@@ -1050,6 +1052,8 @@ class PriorTransformer(nn.Module):
     ):
         super().__init__()
         quant_config = getattr(od_config, "quantization_config", None)
+        if quant_config is not None:
+            quant_config.packed_modules_mapping = self.packed_modules_mapping
         self.config = FrozenDict(
             num_attention_heads=num_attention_heads,
             attention_head_dim=attention_head_dim,
@@ -1197,11 +1201,11 @@ class PriorTransformer(nn.Module):
         time_embeddings = self.time_embedding(timesteps_projected)
 
         if self.embedding_proj_norm is not None:
-            proj_embedding = self.embedding_proj_norm(proj_embedding)
+            proj_embedding = once(self.embedding_proj_norm, proj_embedding)
 
-        proj_embeddings = self.embedding_proj(proj_embedding)
+        proj_embeddings = once(self.embedding_proj, proj_embedding)
         if self.encoder_hidden_states_proj is not None and encoder_hidden_states is not None:
-            encoder_hidden_states = self.encoder_hidden_states_proj(encoder_hidden_states)
+            encoder_hidden_states = once(self.encoder_hidden_states_proj, encoder_hidden_states)
         elif self.encoder_hidden_states_proj is not None and encoder_hidden_states is None:
             raise ValueError("`encoder_hidden_states_proj` requires `encoder_hidden_states` to be set")
 
@@ -1301,13 +1305,22 @@ class PriorTransformer(nn.Module):
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         tensors = dict(self.state_dict(keep_vars=True))
         loaded: set[str] = set()
-        for name, weight in weights:
+        merged: set[str] = set()  # tensors of layers that hold several projections
+        parts: set[str] = set()  # what they were loaded from
+        for source, weight in weights:
+            name, shard = source, ()
+            if name not in tensors:
+                found = [(name.replace(part, layer), (key,)) for layer, part, key in self.stacked_params_mapping]
+                name, shard = next((held for held in found if held[0] in tensors), (name, shard))
             if name not in tensors:
                 raise ValueError(f"{type(self).__name__} has no parameter or buffer {name!r}")
             tensor = tensors[name]
+            if shard:
+                merged.add(name)
+                parts.add(source)
             if isinstance(tensor, nn.Parameter):
                 weight_loader = getattr(tensor, "weight_loader", default_weight_loader)
-                weight_loader(tensor, weight)
+                weight_loader(tensor, weight, *shard)
             elif tensor.shape != weight.shape:
                 raise ValueError(f"{name}: the checkpoint has {tuple(weight.shape)}, the model {tuple(tensor.shape)}")
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
@@ -1317,6 +1330,9 @@ class PriorTransformer(nn.Module):
         buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
         filled = {id(tensors[name]) for name in loaded}
         missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        mapping = self.stacked_params_mapping
+        wanted = {name.replace(layer, part) for name in merged for layer, part, _ in mapping if layer in name}
+        missing += sorted(wanted - parts)
         if missing:
-            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
+            raise ValueError(f"the checkpoint lacks tensors of {type(self).__name__}: {', '.join(missing)}")
         return loaded

@@ -1457,6 +1457,7 @@ class Kandinsky6SRPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
             {
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "refused: it has no attention layer of the engine",
+                "merged_projections_size": "not applicable: no two read the same input",
                 "cfg_parallel_size": "not applicable: without guidance",
             },
         )

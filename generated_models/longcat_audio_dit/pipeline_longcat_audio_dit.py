@@ -103,13 +103,27 @@ class LongCatAudioDiTPipeline(
     supports_step_execution: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ("_guidance_scale", "_num_timesteps")
+    request_constants: ClassVar[tuple[str, ...]] = (
+        "batch_size",
+        "latent_cond",
+        "mask",
+        "negative_prompt_embeds",
+        "negative_prompt_embeds_mask",
+        "prompt_embeds",
+        "text_mask",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
         refuse_parallelism(
             od_config,
             "LongCatAudioDiTPipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
+            {
+                "tensor_parallel_size": "derived",
+                "sequence_parallel_size": "verified",
+                "merged_projections_size": "derived",
+                "cfg_parallel_size": "derived",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -16,7 +16,7 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/ltx2/utils.py sha256 a0112ede0352c4228dd5c16aca572ef13e5624ea56a2c324b0c7f46b4583f1ad
 # Source: diffusers/pipelines/ltx2/pipeline_ltx2.py sha256 c32b7385b927a4aefff9a479e1990c5da2c62148e7dc177370664d5427e6c1ac
-# Rules: cache-context, cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.ltx2.utils.conditioning_frame_rate
 
 import copy
@@ -254,13 +254,35 @@ class LTX2Pipeline(
         "_num_timesteps",
         "_stg_scale",
     )
+    request_constants: ClassVar[tuple[str, ...]] = (
+        "attention_kwargs",
+        "audio_coords",
+        "audio_num_frames",
+        "audio_scheduler",
+        "conditioning_frame_rate",
+        "connector_attention_mask",
+        "connector_audio_prompt_embeds",
+        "connector_prompt_embeds",
+        "latent_height",
+        "latent_num_frames",
+        "latent_width",
+        "prompt_embeds",
+        "spatio_temporal_guidance_blocks",
+        "use_cross_timestep",
+        "video_coords",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
         refuse_parallelism(
             od_config,
             "LTX2Pipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
+            {
+                "tensor_parallel_size": "verified",
+                "sequence_parallel_size": "verified",
+                "merged_projections_size": "refused: to_k, to_q, to_v: reads another value, or in another place",
+                "cfg_parallel_size": "derived",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()
@@ -1311,8 +1333,9 @@ class LTX2Pipeline(
                 _, _, latent_num_frames, latent_height, latent_width = latents.shape  # [B, C, F, H, W]
             elif latents.ndim == 3:
                 logger.warning(
-                    f"You have supplied packed `latents` of shape {latents.shape}, so the latent dims cannot be"
-                    f" inferred. Make sure the supplied `height`, `width`, and `num_frames` are correct."
+                    "You have supplied packed `latents` of shape %s, so the latent dims cannot be"
+                    " inferred. Make sure the supplied `height`, `width`, and `num_frames` are correct.",
+                    latents.shape,
                 )
             else:
                 raise ValueError(
@@ -1347,8 +1370,9 @@ class LTX2Pipeline(
                 _, _, audio_num_frames, _ = audio_latents.shape  # [B, C, L, M]
             elif audio_latents.ndim == 3:
                 logger.warning(
-                    f"You have supplied packed `audio_latents` of shape {audio_latents.shape}, so the latent dims"
-                    f" cannot be inferred. Make sure the supplied `num_frames` and `frame_rate` are correct."
+                    "You have supplied packed `audio_latents` of shape %s, so the latent dims"
+                    " cannot be inferred. Make sure the supplied `num_frames` and `frame_rate` are correct.",
+                    audio_latents.shape,
                 )
             else:
                 raise ValueError(

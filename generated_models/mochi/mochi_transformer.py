@@ -17,7 +17,7 @@
 # Source: diffusers/models/embeddings.py sha256 512e9bb699552661ba5323b7a84f1d52a6f3ee0d1390bb35d69caeacd8caf903
 # Source: diffusers/models/transformers/transformer_mochi.py sha256 2ce641b7cd2f9c2b1cad59e1affd05923633d053e2bef672b62a608714dfad08
 # Source: diffusers/models/attention_processor.py sha256 59871fd4e66fc14a26f0e0464706ab24680e13dcd93161c55123678a5e671772
-# Rules: attention-layer, attention-sites, block-metadata, engine-ada-layer-norm, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
+# Rules: attention-layer, attention-sites, block-metadata, engine-ada-layer-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 
 from __future__ import annotations
 
@@ -49,9 +49,12 @@ from porter.runtime.distributed import get_tensor_model_parallel_world_size, ten
 from porter.runtime.model_executor.layers.linear import (
     ColumnParallelLinear,
     MergedColumnParallelLinear,
+    QKVParallelLinear,
     RowParallelLinear,
 )
 from porter.runtime.model_executor.model_loader.weight_utils import default_weight_loader
+
+from .invariants import once
 
 
 def rank_share(total: int, what: str) -> int:
@@ -82,6 +85,14 @@ class ParallelFeedForward(FeedForward):
         self.net[2] = RowParallelLinear(
             down.in_features, down.out_features, down.bias is not None, prefix=f"{prefix}.net.2", **kept
         )
+
+
+def outputs_of(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What each of the projections that are one layer makes of ``x``, in their order."""
+    one_by_one = getattr(type(layer), "forward_parts", None)
+    if one_by_one is not None:  # where one product for all would not be bit for bit that of each
+        return one_by_one(layer, x)
+    return layer(x).split(layer.output_partition_sizes, dim=-1)
 
 
 class SequenceBoundary(nn.Module):
@@ -277,8 +288,8 @@ class MochiCombinedTimestepCaptionEmbedding(nn.Module):
         time_proj = self.time_proj(timestep)
         time_emb = self.timestep_embedder(time_proj.to(dtype=hidden_dtype))
 
-        pooled_projections = self.pooler(encoder_hidden_states, encoder_attention_mask)
-        caption_proj = self.caption_proj(encoder_hidden_states)
+        pooled_projections = once(self.pooler, encoder_hidden_states, encoder_attention_mask)
+        caption_proj = once(self.caption_proj, encoder_hidden_states)
 
         conditioning = time_emb + pooled_projections
         return conditioning, caption_proj
@@ -411,31 +422,24 @@ class MochiAttention(nn.Module):
         self.norm_added_q = MochiRMSNorm(dim_head, eps, True)
         self.norm_added_k = MochiRMSNorm(dim_head, eps, True)
 
-        self.to_q = ColumnParallelLinear(
-            query_dim, self.inner_dim, bias=bias, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_q"
+        self.to_qkv = QKVParallelLinear(
+            hidden_size=query_dim,
+            head_size=dim_head,
+            total_num_heads=self.inner_dim // dim_head,
+            bias=bias,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.to_qkv",
         )
-        self.to_k = ColumnParallelLinear(
-            query_dim, self.inner_dim, bias=bias, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_k"
-        )
-        self.to_v = ColumnParallelLinear(
-            query_dim, self.inner_dim, bias=bias, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_v"
-        )
+        rank_share(self.inner_dim, "inner_dim")
 
-        self.add_k_proj = ColumnParallelLinear(
+        self.add_kv_proj = MergedColumnParallelLinear(
             added_kv_proj_dim,
-            self.inner_dim,
+            [self.inner_dim, self.inner_dim],
             bias=added_proj_bias,
             return_bias=False,
             quant_config=quant_config,
-            prefix=f"{prefix}.add_k_proj",
-        )
-        self.add_v_proj = ColumnParallelLinear(
-            added_kv_proj_dim,
-            self.inner_dim,
-            bias=added_proj_bias,
-            return_bias=False,
-            quant_config=quant_config,
-            prefix=f"{prefix}.add_v_proj",
+            prefix=f"{prefix}.add_kv_proj",
         )
         if self.context_pre_only is not None:
             self.add_q_proj = ColumnParallelLinear(
@@ -485,9 +489,7 @@ class MochiAttention(nn.Module):
         image_rotary_emb: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        query = self.to_q(hidden_states)
-        key = self.to_k(hidden_states)
-        value = self.to_v(hidden_states)
+        query, key, value = outputs_of(self.to_qkv, hidden_states)
 
         query = query.unflatten(2, (self.heads, -1))
         key = key.unflatten(2, (self.heads, -1))
@@ -498,9 +500,8 @@ class MochiAttention(nn.Module):
         if self.norm_k is not None:
             key = self.norm_k(key)
 
-        encoder_query = self.add_q_proj(encoder_hidden_states)
-        encoder_key = self.add_k_proj(encoder_hidden_states)
-        encoder_value = self.add_v_proj(encoder_hidden_states)
+        encoder_query = once(self.add_q_proj, encoder_hidden_states)
+        encoder_key, encoder_value = once(outputs_of, self.add_kv_proj, encoder_hidden_states)
 
         encoder_query = encoder_query.unflatten(2, (self.heads, -1))
         encoder_key = encoder_key.unflatten(2, (self.heads, -1))
@@ -746,7 +747,7 @@ class MochiModulatedRMSNorm(nn.Module):
         hidden_states_dtype = hidden_states.dtype
         hidden_states = hidden_states.to(torch.float32)
 
-        hidden_states = self.norm(hidden_states)
+        hidden_states = once(self.norm, hidden_states)
 
         if scale is not None:
             hidden_states = hidden_states * scale
@@ -809,7 +810,7 @@ class MochiRMSNormZero(nn.Module):
 
         emb = self.linear(self.silu(emb))
         scale_msa, gate_msa, scale_mlp, gate_mlp = emb.chunk(4, dim=1)
-        hidden_states = self.norm(hidden_states.to(torch.float32)) * (1 + scale_msa[:, None].to(torch.float32))
+        hidden_states = once(self.norm, hidden_states.to(torch.float32)) * (1 + scale_msa[:, None].to(torch.float32))
         hidden_states = hidden_states.to(hidden_states_dtype)
 
         return hidden_states, gate_msa, scale_mlp, gate_mlp
@@ -1051,6 +1052,18 @@ class MochiTransformer3DModel(nn.Module):
     _hsdp_shard_conditions = [
         lambda name, module: name.count(".") == 1 and name.split(".")[0] in ("transformer_blocks",)
     ]
+    packed_modules_mapping = {
+        "add_kv_proj": ["add_k_proj", "add_v_proj"],
+        "to_qkv": ["to_q", "to_k", "to_v"],
+    }
+    stacked_params_mapping = [
+        # (layer, projection, its part of the layer)
+        (".add_kv_proj.", ".add_k_proj.", 0),
+        (".add_kv_proj.", ".add_v_proj.", 1),
+        (".to_qkv.", ".to_q.", "q"),
+        (".to_qkv.", ".to_k.", "k"),
+        (".to_qkv.", ".to_v.", "v"),
+    ]
 
     def __init__(
         self,
@@ -1070,6 +1083,8 @@ class MochiTransformer3DModel(nn.Module):
     ) -> None:
         super().__init__()
         quant_config = getattr(od_config, "quantization_config", None)
+        if quant_config is not None:
+            quant_config.packed_modules_mapping = self.packed_modules_mapping
         self.config = FrozenDict(
             patch_size=patch_size,
             num_attention_heads=num_attention_heads,
@@ -1218,13 +1233,22 @@ class MochiTransformer3DModel(nn.Module):
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         tensors = dict(self.state_dict(keep_vars=True))
         loaded: set[str] = set()
-        for name, weight in weights:
+        merged: set[str] = set()  # tensors of layers that hold several projections
+        parts: set[str] = set()  # what they were loaded from
+        for source, weight in weights:
+            name, shard = source, ()
+            if name not in tensors:
+                found = [(name.replace(part, layer), (key,)) for layer, part, key in self.stacked_params_mapping]
+                name, shard = next((held for held in found if held[0] in tensors), (name, shard))
             if name not in tensors:
                 raise ValueError(f"{type(self).__name__} has no parameter or buffer {name!r}")
             tensor = tensors[name]
+            if shard:
+                merged.add(name)
+                parts.add(source)
             if isinstance(tensor, nn.Parameter):
                 weight_loader = getattr(tensor, "weight_loader", default_weight_loader)
-                weight_loader(tensor, weight)
+                weight_loader(tensor, weight, *shard)
             elif tensor.shape != weight.shape:
                 raise ValueError(f"{name}: the checkpoint has {tuple(weight.shape)}, the model {tuple(tensor.shape)}")
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
@@ -1234,6 +1258,9 @@ class MochiTransformer3DModel(nn.Module):
         buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
         filled = {id(tensors[name]) for name in loaded}
         missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        mapping = self.stacked_params_mapping
+        wanted = {name.replace(layer, part) for name in merged for layer, part, _ in mapping if layer in name}
+        missing += sorted(wanted - parts)
         if missing:
-            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
+            raise ValueError(f"the checkpoint lacks tensors of {type(self).__name__}: {', '.join(missing)}")
         return loaded

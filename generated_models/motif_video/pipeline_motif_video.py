@@ -167,6 +167,15 @@ class MotifVideoPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery
         "_interrupt",
         "_num_timesteps",
     )
+    request_constants: ClassVar[tuple[str, ...]] = (
+        "latent_condition",
+        "latent_mask",
+        "negative_prompt_attention_mask",
+        "negative_prompt_embeds",
+        "num_inference_steps",
+        "prompt_attention_mask",
+        "prompt_embeds",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
@@ -174,8 +183,9 @@ class MotifVideoPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery
             od_config,
             "MotifVideoPipeline",
             {
-                "tensor_parallel_size": "verified",
+                "tensor_parallel_size": "derived",
                 "sequence_parallel_size": "verified",
+                "merged_projections_size": "derived",
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )

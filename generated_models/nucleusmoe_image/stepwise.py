@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +12,15 @@ from porter.runtime.diffusion.data import DiffusionOutput
 from porter.runtime.diffusion.worker.input_batch import InputBatch
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.diffusion.worker.utils import StepRequestState
+from porter.runtime.logger import init_logger
 
+from .invariants import Invariants, holding
 from .support import request_state
+
+logger = init_logger(__name__)
+
+# Environment variable for the MiB of results that a request may hold for its steps; 0: each step computes all anew.
+HOISTING, HOISTING_LIMIT = "PORTER_HOISTING", 2048
 
 
 def run_request(pipeline: Any, req: DiffusionRequestBatch) -> DiffusionOutput:
@@ -36,8 +44,33 @@ def denoise_requests(
     """
     if states is None:
         states = input_batch.states if input_batch is not None else ()
-    predictions = [pipeline.denoise(state) for state in states]
+    predictions = []
+    for state in states:
+        with holding(_invariants(pipeline, state)):
+            predictions.append(pipeline.denoise(state))
     return predictions[0] if len(predictions) == 1 else torch.cat(predictions)
+
+
+def _invariants(pipeline: Any, state: StepRequestState) -> Invariants | None:
+    """What the request holds for its steps; None where that is switched off.
+
+    Raises:
+        ValueError: the switch is no number.
+    """
+    if "invariants" not in state.extra:
+        limit = os.environ.get(HOISTING) or str(HOISTING_LIMIT)
+        if not limit.isdecimal():
+            raise ValueError(f"{HOISTING} is {limit!r}; set it to the MiB that a request may hold, or to 0.")
+        constants = {name: state.extra[name] for name in pipeline.request_constants if name in state.extra}
+        changing = [value for name, value in state.extra.items() if name not in constants]
+        held = Invariants(int(limit) * 2**20) if int(limit) else None
+        if held is not None:
+            state.extra.update(held.know(constants, [state.latents, state.timesteps, changing]))
+        state.extra["invariants"] = held
+    elif (held := state.extra["invariants"]) is not None and state.step_index == 1:
+        size = f"{held.nbytes / 2**20:.1f} MiB"
+        logger.debug("Request %s holds %d results for its steps, %s.", state.request_id, held.results, size)
+    return state.extra["invariants"]
 
 
 def per_request(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -295,13 +295,19 @@ class PRXPipeline(
     supports_step_execution: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ("_guidance_scale", "num_timesteps")
+    request_constants: ClassVar[tuple[str, ...]] = ("ca_embed", "ca_mask", "device", "guidance_scale")
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
         refuse_parallelism(
             od_config,
             "PRXPipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
+            {
+                "tensor_parallel_size": "derived",
+                "sequence_parallel_size": "verified",
+                "merged_projections_size": "derived",
+                "cfg_parallel_size": "derived",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -17,7 +17,7 @@
 # Source: diffusers/models/autoencoders/autoencoder_kl_qwenimage21.py sha256 1e29f252dbddd044b84c8b794589001ce94bb125a8f13eb5b226ef30c1e2ea11
 # Source: diffusers/pipelines/qwenimage21/pipeline_qwenimage21.py sha256 e75e4ce38d38e194edaac818bba99b2115b4bb2bfdbd15ce03a2813b0fe8856c
 # Source: diffusers/models/transformers/transformer_qwenimage21.py sha256 7a3393f89b1eb71d79c8669a719a21a616e6c8b188b2c1f5a2faca2cc701f171
-# Rules: cache-context, cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, register-to-config, replace-logger, step-execution
+# Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, register-to-config, replace-logger, step-execution
 # Vendored, since the target's diffusers lacks it: diffusers.models.autoencoders.autoencoder_kl_qwenimage21.AutoencoderKLQwenImage21
 # Vendored, since the target's diffusers lacks it: diffusers.models.transformers.transformer_qwenimage21.QwenImage21KVCache
 
@@ -1765,13 +1765,33 @@ class QwenImage21Pipeline(
         "_interrupt",
         "_num_timesteps",
     )
+    request_constants: ClassVar[tuple[str, ...]] = (
+        "cache_enabled",
+        "cond_cache",
+        "do_true_cfg",
+        "image_pad_mask",
+        "img_shapes",
+        "input_images_latents",
+        "neg_cache",
+        "negative_image_pad_mask",
+        "negative_prompt_embeds",
+        "negative_prompt_embeds_mask",
+        "prompt_embeds",
+        "prompt_embeds_mask",
+        "true_cfg_scale",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
         refuse_parallelism(
             od_config,
             "QwenImage21Pipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
+            {
+                "tensor_parallel_size": "derived",
+                "sequence_parallel_size": "verified",
+                "merged_projections_size": "derived",
+                "cfg_parallel_size": "derived",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()
@@ -1986,8 +2006,11 @@ class QwenImage21Pipeline(
     ):
         if height % (self.vae_scale_factor * 2) != 0 or width % (self.vae_scale_factor * 2) != 0:
             logger.warning(
-                f"`height` and `width` have to be divisible by {self.vae_scale_factor * 2} but are {height} and "
-                f"{width}. Dimensions will be resized accordingly"
+                "`height` and `width` have to be divisible by %s but are %s and "
+                "%s. Dimensions will be resized accordingly",
+                self.vae_scale_factor * 2,
+                height,
+                width,
             )
 
         if prompt is not None and prompt_embeds is not None:
@@ -2272,8 +2295,9 @@ class QwenImage21Pipeline(
         do_true_cfg = true_cfg_scale > 1 and has_neg_prompt
         if true_cfg_scale > 1 and not has_neg_prompt:
             logger.warning(
-                f"true_cfg_scale is passed as {true_cfg_scale}, but classifier-free guidance is not enabled since no "
-                f"negative_prompt is provided."
+                "true_cfg_scale is passed as %s, but classifier-free guidance is not enabled since no "
+                "negative_prompt is provided.",
+                true_cfg_scale,
             )
         elif true_cfg_scale <= 1 and has_neg_prompt:
             logger.warning(

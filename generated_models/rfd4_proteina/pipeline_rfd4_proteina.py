@@ -1102,6 +1102,16 @@ class RFD4ProteinaPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
     supports_step_execution: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("bb_ca_scheduler", "local_latents_scheduler")
     request_attributes: ClassVar[tuple[str, ...]] = ("_attention_kwargs", "_interrupt", "_num_timesteps")
+    request_constants: ClassVar[tuple[str, ...]] = (
+        "atom37_mask",
+        "batch_size",
+        "conditioning",
+        "generators",
+        "padding_mask",
+        "recycle_depths",
+        "token_type",
+        "use_coord_group_seq",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
@@ -1111,6 +1121,7 @@ class RFD4ProteinaPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
             {
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
+                "merged_projections_size": "not applicable: no two read the same input",
                 "cfg_parallel_size": "not applicable: without guidance",
             },
         )

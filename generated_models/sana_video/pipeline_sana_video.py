@@ -48,6 +48,7 @@ from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
+from .invariants import once
 from .sana_video_transformer import SanaVideoTransformer3DModel
 from .stepwise import denoise_requests, per_request, predict_halves, run_request, single
 from .support import (
@@ -189,11 +190,12 @@ class SanaVideoPipeline(
     supports_step_execution: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ("_attention_kwargs", "_guidance_scale", "_interrupt", "_num_timesteps")
+    request_constants: ClassVar[tuple[str, ...]] = ("guidance_scale", "latent_channels", "prompt_attention_mask", "prompt_embeds", "transformer_dtype")
 
     def __init__(
         self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
-        refuse_parallelism(od_config, "SanaVideoPipeline", {'tensor_parallel_size': 'verified', 'sequence_parallel_size': 'verified', 'cfg_parallel_size': 'derived'})
+        refuse_parallelism(od_config, "SanaVideoPipeline", {'tensor_parallel_size': 'derived', 'sequence_parallel_size': 'verified', 'merged_projections_size': 'derived', 'cfg_parallel_size': 'derived'})
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -903,7 +905,7 @@ class SanaVideoPipeline(
         timestep = t.expand(latent_model_input.shape[0])
 
         # predict noise model_output
-        noise_pred = predict_halves(self, self.do_classifier_free_guidance, hidden_states=latent_model_input.to(dtype=transformer_dtype), encoder_hidden_states=prompt_embeds.to(dtype=transformer_dtype), encoder_attention_mask=prompt_attention_mask, timestep=timestep, return_dict=False, attention_kwargs=self.attention_kwargs)
+        noise_pred = predict_halves(self, self.do_classifier_free_guidance, hidden_states=latent_model_input.to(dtype=transformer_dtype), encoder_hidden_states=once(prompt_embeds.to, dtype=transformer_dtype), encoder_attention_mask=prompt_attention_mask, timestep=timestep, return_dict=False, attention_kwargs=self.attention_kwargs)
         noise_pred = noise_pred.float()
 
         # perform guidance

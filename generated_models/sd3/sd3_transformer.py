@@ -16,7 +16,7 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/models/attention.py sha256 1c387653405148e18f0d7972542d7ced68dd14f626ad8d5a433d91a9bcdf74e8
 # Source: diffusers/models/transformers/transformer_sd3.py sha256 ac1a1f5c63711f0fc301ef8a0c6a2c70c1085baf80f41b467240ac77b6826e15
-# Rules: attention-layer, attention-sites, block-metadata, engine-ada-layer-norm, engine-rms-norm, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
+# Rules: attention-layer, attention-sites, block-metadata, engine-ada-layer-norm, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 
 import dataclasses
 from collections.abc import Iterable
@@ -49,11 +49,13 @@ from porter.runtime.diffusion.layers.adalayernorm import AdaLayerNormZero as Omn
 from porter.runtime.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 from porter.runtime.model_executor.layers.layernorm import RMSNorm as VllmRMSNorm
 from porter.runtime.model_executor.layers.linear import (
-    ColumnParallelLinear,
     MergedColumnParallelLinear,
+    QKVParallelLinear,
     RowParallelLinear,
 )
 from porter.runtime.model_executor.model_loader.weight_utils import default_weight_loader
+
+from .invariants import once
 
 
 def rank_share(total: int, what: str) -> int:
@@ -66,6 +68,14 @@ def rank_share(total: int, what: str) -> int:
     if total % ranks:
         raise ValueError(f"{what} = {total} cannot be divided by tensor_parallel_size = {ranks}.")
     return total // ranks
+
+
+def outputs_of(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What each of the projections that are one layer makes of ``x``, in their order."""
+    one_by_one = getattr(type(layer), "forward_parts", None)
+    if one_by_one is not None:  # where one product for all would not be bit for bit that of each
+        return one_by_one(layer, x)
+    return layer(x).split(layer.output_partition_sizes, dim=-1)
 
 
 class SequenceBoundary(nn.Module):
@@ -162,50 +172,23 @@ class JointAttention(nn.Module):
                 f"unknown qk_norm: {qk_norm}. Should be one of None, 'layer_norm', 'fp32_layer_norm', 'layer_norm_across_heads', 'rms_norm', 'rms_norm_across_heads', 'l2'."
             )
 
-        self.to_q = ColumnParallelLinear(
-            query_dim, self.inner_dim, bias=True, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_q"
-        )
-
-        # only relevant for the `AddedKVProcessor` classes
-        self.to_k = ColumnParallelLinear(
-            self.cross_attention_dim,
-            self.inner_kv_dim,
+        self.to_qkv = QKVParallelLinear(
+            hidden_size=query_dim,
+            head_size=dim_head,
+            total_num_heads=self.inner_dim // dim_head,
             bias=True,
             return_bias=False,
             quant_config=quant_config,
-            prefix=f"{prefix}.to_k",
+            prefix=f"{prefix}.to_qkv",
         )
-        self.to_v = ColumnParallelLinear(
-            self.cross_attention_dim,
-            self.inner_kv_dim,
+        self.add_qkv_proj = QKVParallelLinear(
+            hidden_size=added_kv_proj_dim,
+            head_size=dim_head,
+            total_num_heads=self.inner_dim // dim_head,
             bias=True,
             return_bias=False,
             quant_config=quant_config,
-            prefix=f"{prefix}.to_v",
-        )
-        self.add_k_proj = ColumnParallelLinear(
-            added_kv_proj_dim,
-            self.inner_kv_dim,
-            bias=True,
-            return_bias=False,
-            quant_config=quant_config,
-            prefix=f"{prefix}.add_k_proj",
-        )
-        self.add_v_proj = ColumnParallelLinear(
-            added_kv_proj_dim,
-            self.inner_kv_dim,
-            bias=True,
-            return_bias=False,
-            quant_config=quant_config,
-            prefix=f"{prefix}.add_v_proj",
-        )
-        self.add_q_proj = ColumnParallelLinear(
-            added_kv_proj_dim,
-            self.inner_dim,
-            bias=True,
-            return_bias=False,
-            quant_config=quant_config,
-            prefix=f"{prefix}.add_q_proj",
+            prefix=f"{prefix}.add_qkv_proj",
         )
 
         self.to_out = nn.ModuleList([])
@@ -288,9 +271,7 @@ class JointAttention(nn.Module):
         batch_size = hidden_states.shape[0]
 
         # `sample` projections.
-        query = self.to_q(hidden_states)
-        key = self.to_k(hidden_states)
-        value = self.to_v(hidden_states)
+        query, key, value = outputs_of(self.to_qkv, hidden_states)
 
         inner_dim = key.shape[-1]
         head_dim = inner_dim // self.heads
@@ -306,9 +287,9 @@ class JointAttention(nn.Module):
 
         # `context` projections.
         if encoder_hidden_states is not None:
-            encoder_hidden_states_query_proj = self.add_q_proj(encoder_hidden_states)
-            encoder_hidden_states_key_proj = self.add_k_proj(encoder_hidden_states)
-            encoder_hidden_states_value_proj = self.add_v_proj(encoder_hidden_states)
+            encoder_hidden_states_query_proj, encoder_hidden_states_key_proj, encoder_hidden_states_value_proj = (
+                outputs_of(self.add_qkv_proj, encoder_hidden_states)
+            )
 
             encoder_hidden_states_query_proj = encoder_hidden_states_query_proj.view(
                 batch_size, -1, self.heads, head_dim
@@ -394,26 +375,14 @@ class JointAttention2(nn.Module):
                 f"unknown qk_norm: {qk_norm}. Should be one of None, 'layer_norm', 'fp32_layer_norm', 'layer_norm_across_heads', 'rms_norm', 'rms_norm_across_heads', 'l2'."
             )
 
-        self.to_q = ColumnParallelLinear(
-            query_dim, self.inner_dim, bias=True, return_bias=False, quant_config=quant_config, prefix=f"{prefix}.to_q"
-        )
-
-        # only relevant for the `AddedKVProcessor` classes
-        self.to_k = ColumnParallelLinear(
-            self.cross_attention_dim,
-            self.inner_kv_dim,
+        self.to_qkv = QKVParallelLinear(
+            hidden_size=query_dim,
+            head_size=dim_head,
+            total_num_heads=self.inner_dim // dim_head,
             bias=True,
             return_bias=False,
             quant_config=quant_config,
-            prefix=f"{prefix}.to_k",
-        )
-        self.to_v = ColumnParallelLinear(
-            self.cross_attention_dim,
-            self.inner_kv_dim,
-            bias=True,
-            return_bias=False,
-            quant_config=quant_config,
-            prefix=f"{prefix}.to_v",
+            prefix=f"{prefix}.to_qkv",
         )
         self.add_q_proj = None
         self.add_k_proj = None
@@ -469,9 +438,7 @@ class JointAttention2(nn.Module):
         batch_size = hidden_states.shape[0]
 
         # `sample` projections.
-        query = self.to_q(hidden_states)
-        key = self.to_k(hidden_states)
-        value = self.to_v(hidden_states)
+        query, key, value = outputs_of(self.to_qkv, hidden_states)
 
         inner_dim = key.shape[-1]
         head_dim = inner_dim // self.heads
@@ -801,6 +768,19 @@ class SD3Transformer2DModel(nn.Module):
     _hsdp_shard_conditions = [
         lambda name, module: name.count(".") == 1 and name.split(".")[0] in ("transformer_blocks",)
     ]
+    packed_modules_mapping = {
+        "add_qkv_proj": ["add_q_proj", "add_k_proj", "add_v_proj"],
+        "to_qkv": ["to_q", "to_k", "to_v"],
+    }
+    stacked_params_mapping = [
+        # (layer, projection, its part of the layer)
+        (".add_qkv_proj.", ".add_q_proj.", "q"),
+        (".add_qkv_proj.", ".add_k_proj.", "k"),
+        (".add_qkv_proj.", ".add_v_proj.", "v"),
+        (".to_qkv.", ".to_q.", "q"),
+        (".to_qkv.", ".to_k.", "k"),
+        (".to_qkv.", ".to_v.", "v"),
+    ]
 
     def __init__(
         self,
@@ -823,6 +803,8 @@ class SD3Transformer2DModel(nn.Module):
     ):
         super().__init__()
         quant_config = getattr(od_config, "quantization_config", None)
+        if quant_config is not None:
+            quant_config.packed_modules_mapping = self.packed_modules_mapping
         self.config = FrozenDict(
             sample_size=sample_size,
             patch_size=patch_size,
@@ -922,7 +904,7 @@ class SD3Transformer2DModel(nn.Module):
         # pos_embed output is non-contiguous due to flatten+transpose in PatchEmbed (BCHW -> BNC).
         hidden_states = hidden_states.contiguous()
         temb = self.time_text_embed(timestep, pooled_projections)
-        encoder_hidden_states = self.context_embedder(encoder_hidden_states)
+        encoder_hidden_states = once(self.context_embedder, encoder_hidden_states)
 
         if joint_attention_kwargs is not None and "ip_adapter_image_embeds" in joint_attention_kwargs:
             ip_adapter_image_embeds = joint_attention_kwargs.pop("ip_adapter_image_embeds")
@@ -979,13 +961,22 @@ class SD3Transformer2DModel(nn.Module):
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         tensors = dict(self.state_dict(keep_vars=True))
         loaded: set[str] = set()
-        for name, weight in weights:
+        merged: set[str] = set()  # tensors of layers that hold several projections
+        parts: set[str] = set()  # what they were loaded from
+        for source, weight in weights:
+            name, shard = source, ()
+            if name not in tensors:
+                found = [(name.replace(part, layer), (key,)) for layer, part, key in self.stacked_params_mapping]
+                name, shard = next((held for held in found if held[0] in tensors), (name, shard))
             if name not in tensors:
                 raise ValueError(f"{type(self).__name__} has no parameter or buffer {name!r}")
             tensor = tensors[name]
+            if shard:
+                merged.add(name)
+                parts.add(source)
             if isinstance(tensor, nn.Parameter):
                 weight_loader = getattr(tensor, "weight_loader", default_weight_loader)
-                weight_loader(tensor, weight)
+                weight_loader(tensor, weight, *shard)
             elif tensor.shape != weight.shape:
                 raise ValueError(f"{name}: the checkpoint has {tuple(weight.shape)}, the model {tuple(tensor.shape)}")
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
@@ -995,6 +986,9 @@ class SD3Transformer2DModel(nn.Module):
         buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
         filled = {id(tensors[name]) for name in loaded}
         missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        mapping = self.stacked_params_mapping
+        wanted = {name.replace(layer, part) for name in merged for layer, part, _ in mapping if layer in name}
+        missing += sorted(wanted - parts)
         if missing:
-            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
+            raise ValueError(f"the checkpoint lacks tensors of {type(self).__name__}: {', '.join(missing)}")
         return loaded

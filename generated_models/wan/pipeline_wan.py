@@ -16,7 +16,7 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/wan/pipeline_wan.py sha256 e80e0bbb05db93a614e5c01733482ac56f0c426dc02abe3bb11383285fddd0a3
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
-# Rules: cache-context, cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, register-to-config, replace-logger, step-execution
+# Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, register-to-config, replace-logger, step-execution
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
@@ -174,13 +174,28 @@ class WanPipeline(
         "_interrupt",
         "_num_timesteps",
     )
+    request_constants: ClassVar[tuple[str, ...]] = (
+        "attention_kwargs",
+        "boundary_timestep",
+        "guidance_scale",
+        "guidance_scale_2",
+        "mask",
+        "negative_prompt_embeds",
+        "prompt_embeds",
+        "transformer_dtype",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
         refuse_parallelism(
             od_config,
             "WanPipeline",
-            {"tensor_parallel_size": "verified", "sequence_parallel_size": "verified", "cfg_parallel_size": "derived"},
+            {
+                "tensor_parallel_size": "verified",
+                "sequence_parallel_size": "verified",
+                "merged_projections_size": "derived",
+                "cfg_parallel_size": "verified",
+            },
         )
         self.od_config = od_config
         self.device = get_local_device()
@@ -531,7 +546,8 @@ class WanPipeline(
 
         if num_frames % self.vae_scale_factor_temporal != 1:
             logger.warning(
-                f"`num_frames - 1` has to be divisible by {self.vae_scale_factor_temporal}. Rounding to the nearest number."
+                "`num_frames - 1` has to be divisible by %s. Rounding to the nearest number.",
+                self.vae_scale_factor_temporal,
             )
             num_frames = num_frames // self.vae_scale_factor_temporal * self.vae_scale_factor_temporal + 1
         num_frames = max(num_frames, 1)
@@ -547,8 +563,14 @@ class WanPipeline(
         calc_width = width // w_multiple_of * w_multiple_of
         if height != calc_height or width != calc_width:
             logger.warning(
-                f"`height` and `width` must be multiples of ({h_multiple_of}, {w_multiple_of}) for proper patchification. "
-                f"Adjusting ({height}, {width}) -> ({calc_height}, {calc_width})."
+                "`height` and `width` must be multiples of (%s, %s) for proper patchification. "
+                "Adjusting (%s, %s) -> (%s, %s).",
+                h_multiple_of,
+                w_multiple_of,
+                height,
+                width,
+                calc_height,
+                calc_width,
             )
             height, width = calc_height, calc_width
 

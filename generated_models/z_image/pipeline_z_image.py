@@ -146,6 +146,12 @@ class ZImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Di
         "_joint_attention_kwargs",
         "_num_timesteps",
     )
+    request_constants: ClassVar[tuple[str, ...]] = (
+        "_precomputed_t_norms",
+        "actual_batch_size",
+        "negative_prompt_embeds",
+        "prompt_embeds",
+    )
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
@@ -153,8 +159,9 @@ class ZImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Di
             od_config,
             "ZImagePipeline",
             {
-                "tensor_parallel_size": "verified",
+                "tensor_parallel_size": "derived",
                 "sequence_parallel_size": "verified",
+                "merged_projections_size": "derived",
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )

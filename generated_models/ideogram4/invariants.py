@@ -1,0 +1,206 @@
+"""Work that every step of a request repeats, done once: its results are held with the request.
+
+What a request hands to all of its steps alike (embeddings of prompts, masks, ids) is known when its first step begins.
+``once`` holds the result of a call that is given nothing but such values and results of such calls, and hands it out
+when the same call is made with the same values: same place in memory, never written to since.
+"""
+
+import contextlib
+from collections.abc import Callable, Hashable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+
+_PLAIN = (type(None), bool, int, str, bytes, torch.dtype, torch.device, torch.Size, type(...))
+_TENSORS = (torch.Tensor, nn.Parameter, nn.Buffer)
+_holding: ContextVar["Invariants | None"] = ContextVar("invariants", default=None)
+
+
+def once(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``function(*args, **kwargs)``, whose result the request at hand may hold from one of its earlier steps.
+
+    Args:
+        function: a module, a tensor's method, or a function that computes nothing but its result, and the same from
+            the same values.
+    """
+    if torch.compiler.is_compiling():
+        return function(*args, **kwargs)
+    held = _holding.get()
+    return function(*args, **kwargs) if held is None else held.result(function, args, kwargs)
+
+
+@contextlib.contextmanager
+def holding(held: "Invariants | None") -> Iterator[None]:
+    """Let ``once`` hold results in ``held`` while the block runs."""
+    token = _holding.set(held)
+    try:
+        yield
+    finally:
+        _holding.reset(token)
+
+
+class Invariants:
+    """The results that one request holds.
+
+    Attributes:
+        limit: bytes that it may hold.
+        nbytes: bytes that it holds.
+        hits: results that were handed out again.
+        stale: results that were written to after they were computed, and had to be computed anew.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.nbytes, self.hits, self.stale = limit, 0, 0, 0
+        self._known: dict[int, torch.Tensor] = {}
+        """By storage: a tensor in it, which keeps the place taken."""
+        self._entries: dict[Hashable, tuple[Any, list[tuple[torch.Tensor, int]]] | None] = {}
+
+    @property
+    def results(self) -> int:
+        """How many results are held."""
+        return sum(entry is not None for entry in self._entries.values())
+
+    def know(self, values: Any, changing: Any = ()) -> Any:
+        """Take tensors for the same in all steps; returns ``values`` with those that are held in their place.
+
+        Tensors of inference mode do not count how often they were written to. They are held as copies that do.
+
+        Args:
+            values: tensors in tuples, lists and dictionaries.
+            changing: tensors that steps change; what shares memory with them is not known.
+        """
+        apart = {_place(tensor) for tensor in _tensors(changing)}
+        copies: dict[int, torch.Tensor] = {}
+        return _mapped(values, lambda tensor: self._knows(tensor, apart, copies))
+
+    def _knows(self, tensor: torch.Tensor, apart: set[int], copies: dict[int, torch.Tensor]) -> torch.Tensor:
+        if not _is_plain(tensor) or _place(tensor) in apart:
+            return tensor
+        if tensor.is_inference():
+            with torch.inference_mode(False), torch.no_grad():
+                if _place(tensor) not in copies:
+                    copies[_place(tensor)] = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(
+                        tensor.untyped_storage().clone()
+                    )
+                # Views of one tensor: they count together.
+                whole = copies[_place(tensor)]
+                typed = whole[: len(whole) // tensor.itemsize * tensor.itemsize].view(tensor.dtype)
+                tensor = typed.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        self._known[_place(tensor)] = tensor
+        return tensor
+
+    def result(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See :func:`once`."""
+        try:
+            named = ((name, self._key(value)) for name, value in kwargs.items())
+            key = (self._key_of_function(function), *map(self._key, args), *named)
+        except _Unknown:
+            return function(*args, **kwargs)
+        entry = self._entries.get(key)
+        if entry is None:
+            return function(*args, **kwargs) if key in self._entries else self._compute(key, function, args, kwargs)
+        result, versions = entry
+        if all(tensor._version == version for tensor, version in versions):
+            self.hits += 1
+            return _handed_out(result)
+        self.stale += 1
+        self._entries[key] = None
+        return function(*args, **kwargs)
+
+    def _compute(self, key: Hashable, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        self._entries[key] = None
+        owners = [
+            part for part in (function, getattr(function, "__self__", None), *args) if isinstance(part, nn.Module)
+        ]
+        if any(map(_is_watched, owners)):
+            return function(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            result = function(*args, **kwargs)
+        tensors = list(_tensors(result))
+        fresh = {_place(tensor): tensor for tensor in tensors if _place(tensor) not in self._known}
+        size = sum(tensor.untyped_storage().nbytes() for tensor in fresh.values())
+        # What lies in a module's own memory is not the request's to hold.
+        lent = {_place(weight) for owner in owners for weight in (*owner.parameters(), *owner.buffers())}
+        if _can_be_held(result) and self.nbytes + size <= self.limit and not fresh.keys() & lent:
+            self.nbytes += size
+            self._known |= fresh
+            self._entries[key] = (_handed_out(result), [(tensor, tensor._version) for tensor in tensors])
+        return result
+
+    def _key_of_function(self, function: Callable[..., Any]) -> Hashable:
+        owner = getattr(function, "__self__", None)
+        return (function.__name__, self._key(owner)) if isinstance(owner, torch.Tensor) else function
+
+    def _key(self, value: Any) -> Hashable:
+        if isinstance(value, torch.Tensor):
+            if not _is_plain(value) or _place(value) not in self._known:
+                raise _Unknown
+            geometry = (value.storage_offset(), value.shape, value.stride(), value.dtype)
+            return _place(value), geometry, value._version, value.is_conj(), value.is_neg()
+        if isinstance(value, _PLAIN):
+            return type(value), value
+        if isinstance(value, float):
+            return value.hex()
+        if type(value) in (tuple, list):
+            return type(value), *map(self._key, value)
+        if isinstance(value, nn.Module):
+            return value
+        raise _Unknown
+
+
+class _Unknown(Exception):
+    """An argument may be another one in each step."""
+
+
+def _place(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return type(tensor) in _TENSORS and tensor.layout is torch.strided
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    if isinstance(values, torch.Tensor):
+        if _is_plain(values):
+            yield values
+    elif isinstance(values, (tuple, list, dict)):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _tensors(value)
+
+
+def _mapped(values: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """``values`` with each tensor changed; a container in which nothing changed is still the same one."""
+    if isinstance(values, torch.Tensor):
+        return change(values)
+    if type(values) is dict:
+        made = {key: _mapped(value, change) for key, value in values.items()}
+        return made if any(made[key] is not value for key, value in values.items()) else values
+    if type(values) in (tuple, list):
+        items = [_mapped(value, change) for value in values]
+        return type(values)(items) if any(new is not old for new, old in zip(items, values)) else values
+    return values
+
+
+def _handed_out(result: Any) -> Any:
+    """A result in lists of its own, since whoever gets a list may change it."""
+    return type(result)(map(_handed_out, result)) if type(result) in (tuple, list) else result
+
+
+def _can_be_held(result: Any) -> bool:
+    """Whether a result can be handed out again: tensors that count how often they were written to, and plain values."""
+    if isinstance(result, torch.Tensor):
+        return _is_plain(result) and not result.is_inference()
+    if type(result) in (tuple, list):
+        return all(map(_can_be_held, result))
+    return isinstance(result, (*_PLAIN, float))
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether something wants to be there whenever a module runs: a hook, or what took the place of its forward."""
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) or m._compiled_call_impl is not None
+        for m in module.modules()
+    )
