@@ -6,6 +6,7 @@ import ast
 from dataclasses import dataclass
 
 from porter.facts.scope import Found, dotted, find_method
+from porter.source.walk import walk
 
 CONTAINERS = ("ModuleList", "ModuleDict", "Sequential")
 TENSORS = ("Parameter", "Buffer", "Tensor", "FloatTensor", "Generator", "FrozenDict")
@@ -48,7 +49,7 @@ def _members(owner: Found) -> dict[str, tuple[Built, ...]]:
         return {}
     found: dict[str, tuple[Built, ...]] = {}
     lists: dict[str, list[ast.expr]] = {}
-    for node in ast.walk(init.node):
+    for node in walk(init.node):
         if isinstance(node, ast.Assign):
             for target in node.targets:
                 for name, value in _pairs(target, node.value):
@@ -98,7 +99,7 @@ def _built(value: ast.expr, init: Found, lists: dict[str, list[ast.expr]]) -> tu
         return tuple(b for part in parts for b in part or ()) or None
     made: list[Built] = []
     is_module = False
-    for call in (node for node in ast.walk(value) if isinstance(node, ast.Call)):
+    for call in (node for node in walk(value) if isinstance(node, ast.Call)):
         name = dotted(call.func)
         last = name.rpartition(".")[2]
         if last in TENSORS or not (last[:1].isupper() or last == ACTIVATION):

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from porter.facts.members import ACTIVATION, Built, Members
 from porter.facts.scope import Found, dotted, find_method
+from porter.source.walk import walk
 
 DRAWS = frozenset(
     "rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial poisson randn_tensor "
@@ -68,7 +69,7 @@ class Purity:
         return self._known[key]
 
     def _is_pure(self, function: Found, node: ast.FunctionDef, owner: Found | None) -> bool:
-        items = [inner for statement in node.body for inner in ast.walk(statement)]
+        items = [inner for statement in node.body for inner in walk(statement)]
         inside = _Inside(function, owner, self._members.of(owner), items)
         for item in items:
             if isinstance(item, ast.Global | ast.Nonlocal | ast.Yield | ast.YieldFrom | ast.Await | ast.ClassDef):
@@ -143,7 +144,7 @@ class _Inside:
     ) -> None:
         self.function, self.owner, self.held = function, owner, held
         assert isinstance(function.node, ast.FunctionDef)
-        arguments = {a.arg for a in ast.walk(function.node.args) if isinstance(a, ast.arg)}
+        arguments = {a.arg for a in walk(function.node.args) if isinstance(a, ast.arg)}
         arguments |= {a.arg for a in items if isinstance(a, ast.arg)}
         stored = {n.id for n in items if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         self.given = arguments - stored
@@ -157,10 +158,10 @@ def _of_modules(items: list[ast.AST], held: dict[str, tuple[Built, ...]]) -> dic
     """Variables of loops over the modules that ``self`` holds."""
     found: dict[str, tuple[Built, ...]] = {}
     for loop in (item for item in items if isinstance(item, ast.For | ast.comprehension)):
-        names = [dotted(n).removeprefix("self.") for n in ast.walk(loop.iter) if isinstance(n, ast.Attribute)]
+        names = [dotted(n).removeprefix("self.") for n in walk(loop.iter) if isinstance(n, ast.Attribute)]
         built = tuple(b for name in names for b in held.get(name, ()))
         if built:
-            found |= {n.id: built for n in ast.walk(loop.target) if isinstance(n, ast.Name)}
+            found |= {n.id: built for n in walk(loop.target) if isinstance(n, ast.Name)}
     return found
 
 
@@ -177,7 +178,7 @@ def _written(definitions: Iterable[ast.stmt]) -> set[str]:
         for function in functions:
             if getattr(function, "name", "") in ("__init__", "load_weights"):
                 continue
-            for node in ast.walk(function):
+            for node in walk(function):
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
                     found.add(node.attr)
     return found - {"data"}

@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from porter.source.walk import walk
+
 # Parts of an expression that may not be reached, or be reached several times.
 LAZY = (ast.IfExp, ast.BoolOp, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
@@ -123,7 +125,7 @@ def suites(node: ast.stmt) -> Iterator[list[ast.stmt]]:
 def names_of(text: str) -> set[str]:
     """Variables of an expression, and attributes of ``self`` in full."""
     found = set()
-    for node in ast.walk(ast.parse(text, mode="eval")):
+    for node in walk(ast.parse(text, mode="eval")):
         if isinstance(node, ast.Name):
             found.add(node.id)
         elif isinstance(node, ast.Attribute):
@@ -134,7 +136,7 @@ def names_of(text: str) -> set[str]:
 def changed(node: ast.stmt) -> set[str]:
     """Variables that a statement binds or works on in place, attributes in full."""
     found = set()
-    for item in ast.walk(node):
+    for item in walk(node):
         if isinstance(item, ast.Name | ast.Attribute) and not isinstance(item.ctx, ast.Load):
             found.add(ast.unparse(item))
         elif isinstance(item, ast.Subscript) and not isinstance(item.ctx, ast.Load):
@@ -155,7 +157,7 @@ def by_key(calls: list[Call]) -> dict[Key, list[Call]]:
 
 def _is_plain(node: ast.expr) -> bool:
     """Whether an argument can be read once for all: nothing in it is called."""
-    return not any(isinstance(item, ast.Call | ast.NamedExpr | ast.Await) for item in ast.walk(node))
+    return not any(isinstance(item, ast.Call | ast.NamedExpr | ast.Await) for item in walk(node))
 
 
 def _asked_for(node: ast.AST, names: set[str]) -> tuple[str, str] | None:

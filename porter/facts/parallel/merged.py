@@ -11,6 +11,7 @@ from porter.facts.parallel.calls_together import Call, Key, Mentions, Use, by_ke
 from porter.facts.parallel.flow import Plan
 from porter.facts.parallel.merged_sizes import Layer, qkv_layer, stacked_layer
 from porter.facts.parallel.module import LINEAR, ModuleFacts, self_attribute
+from porter.source.walk import walk
 
 ROLES = {"q": "q", "query": "q", "k": "k", "key": "k", "v": "v", "value": "v"}
 
@@ -202,7 +203,7 @@ def _processors(definitions: list[ast.stmt]) -> tuple[set[str], set[str]]:
     }
     having: set[str] = set()
     for definition in classes if called else ():
-        for node in ast.walk(definition):
+        for node in walk(definition):
             if isinstance(node, ast.Name) and node.id in called and definition.name not in called:
                 having.add(definition.name)
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -225,7 +226,7 @@ def _callers(definitions: list[ast.stmt]) -> dict[str, set[str]]:
     """By function, the classes whose code comes to it."""
     named: dict[str, set[str]] = {node.name: set() for node in definitions if isinstance(node, ast.FunctionDef)}
     for node in definitions if named else ():
-        for item in ast.walk(node):
+        for item in walk(node):
             if isinstance(item, ast.Name) and item.id in named and isinstance(node, ast.ClassDef | ast.FunctionDef):
                 named[item.id].add(node.name)
     for _ in named:

@@ -127,8 +127,8 @@ class HoistInvariants(Rule):
         for place, node in enumerate(definitions):
             sites = found.get(getattr(trees[place], "name", ""), [])
             if sites:
-                text = code(node)
-                calls = {(site.function, _packed(ast.get_source_segment(text, site.call) or "")) for site in sites}
+                lines = [line.encode() for line in code(node).split("\n")]
+                calls = {(site.function, _packed(_segment(lines, site.call))) for site in sites}
                 nodes[place] = visit(node, _Wrap(calls))
                 if nodes[place] is not node:
                     changed.append(place)
@@ -157,6 +157,15 @@ class _Wrap(cst.CSTTransformer):
         if text not in self._texts or (self._functions[-1:] and (self._functions[-1], text) not in self._calls):
             return updated
         return updated.with_changes(func=cst.Name(ONCE), args=[cst.Arg(updated.func, comma=_COMMA), *updated.args])
+
+
+def _segment(lines: list[bytes], node: ast.expr) -> str:
+    """The text of a node: ``ast.get_source_segment`` would split the lines again for each."""
+    assert node.end_lineno is not None
+    held = lines[node.lineno - 1 : node.end_lineno]
+    held[-1] = held[-1][: node.end_col_offset]
+    held[0] = held[0][node.col_offset :]
+    return b"\n".join(held).decode()
 
 
 def _packed(text: str) -> str:
