@@ -1,7 +1,7 @@
 """A server under a mixed load, its requests side by side and one by one.
 
     python benchmarks/serve.py [--requests 200] [--clients 8] [--pipeline NAME] [-o benchmarks/results/serve.json]
-    python benchmarks/serve.py --pipeline FluxPipeline --passes 2 -o benchmarks/results/serve_port.json
+    python benchmarks/serve.py --pipeline FluxPipeline --passes 1 -o benchmarks/results/serve_port.json
 
 The mix is the same every time: sizes and steps of all sorts, 5 % of the requests cancelled, 5 % malformed. Every valid
 answer is compared with what the offline engine makes of its seed. Prints JSON: what became of the requests, memory, and
