@@ -174,7 +174,6 @@ class _FusedLinear(ColumnParallelLinear):
         bias = None if self.skip_bias_add else self.bias
         if x.device.type != "cpu":
             return F.linear(x, self.weight, bias).split(self.output_partition_sizes, dim=-1)
-        x = x.contiguous()  # once, as each layer of its own would
         weights = self.weight.split(self.output_partition_sizes)
         biases = [None] * len(weights) if bias is None else bias.split(self.output_partition_sizes)
         return tuple(F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
