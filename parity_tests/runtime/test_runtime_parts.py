@@ -116,6 +116,14 @@ PARTS = [
 def test_parts_are_bit_for_bit_those_of_separate_layers(make, bias, dtype, shape):
     layer = randomise(make(bias)).to(dtype)
     x = torch.randn(*shape, layer.input_size).to(dtype)
+    with torch.no_grad():
+        compare_parts(layer, x, dtype)
+        if x.dim() == 3:
+            compare_parts(layer, torch.cat([x, x], dim=1)[:, : x.shape[1]], dtype)  # with gaps
+
+
+def compare_parts(layer: nn.Module, x: torch.Tensor, dtype: torch.dtype) -> None:
+    bias = layer.bias is not None
     separate = []
     for rows in torch.arange(layer.output_size).split(layer.output_partition_sizes):
         single = nn.Linear(layer.input_size, len(rows), bias=bias).to(dtype)

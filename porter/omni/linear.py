@@ -53,6 +53,7 @@ def _forward_parts(layer: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tenso
     sizes = layer.output_partition_sizes
     if type(layer.quant_method) is not UnquantizedLinearMethod or layer.skip_bias_add:
         return layer(x).split(sizes, dim=-1)
+    x = x.contiguous()
     biases = [None] * len(sizes) if layer.bias is None else layer.bias.split(sizes)
     parts = zip(layer.weight.split(sizes), biases, strict=True)
     return tuple(torch.nn.functional.linear(x, weight, bias) for weight, bias in parts)

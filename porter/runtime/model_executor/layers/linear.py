@@ -62,10 +62,11 @@ class LinearBase(nn.Module):
         self.disable_tp = disable_tp
         self.tp_size = 1
         self.tp_rank = 0
-        self.weight = nn.Parameter(torch.empty(output_size, input_size, dtype=params_dtype), requires_grad=False)
+        # Parameters require gradients, as nn.Linear's do: for inputs with gaps torch chooses its kernel by that.
+        self.weight = nn.Parameter(torch.empty(output_size, input_size, dtype=params_dtype))
         self.weight.weight_loader = self.weight_loader
         if bias:
-            self.bias = nn.Parameter(torch.zeros(output_size, dtype=params_dtype), requires_grad=False)
+            self.bias = nn.Parameter(torch.zeros(output_size, dtype=params_dtype))
             self.bias.weight_loader = self.weight_loader
         else:
             self.register_parameter("bias", None)
