@@ -2,8 +2,10 @@
 
     python tools/mutation_table.py [--only NAME …] [--mutants N] [--results FILE] [--merge FILE …] [--resume] [--table]
 
-Writes ``porter/parity/data/mutation.json`` after each pipeline and ``docs/mutation.md`` at the end. ``--merge`` takes
-in results of other runs; ``--table`` runs nothing and writes the page again.
+Writes ``porter/parity/data/mutation.json`` after each pipeline and ``docs/mutation.md`` at the end. Results hold for
+the port that they name by its digest: ``--resume`` runs again what has another port since, or was never run, and the
+page tells what is of an older port. ``--merge`` takes in results of other runs; ``--table`` runs nothing and writes
+the page again.
 """
 
 from __future__ import annotations
@@ -28,9 +30,10 @@ PIPELINES = (
     "AuraFlowPipeline",
     "PixArtSigmaPipeline",
     "SanaPipeline",
-    "LTXPipeline",
     "Lumina2Pipeline",
     "CogView4Pipeline",
+    "LattePipeline",
+    "StableAudioPipeline",
 )
 BUGS = {
     1: "length of the text taken from its mask",
@@ -64,7 +67,7 @@ def main() -> None:
     for file in args.merge:
         reports |= read(file)
     for name in () if args.table else args.only:
-        if not (args.resume and name in reports):
+        if not (args.resume and name in reports and is_current(reports[name])):
             try:
                 reports[name] = run(name, args.mutants)
             except ValueError as error:
@@ -73,6 +76,15 @@ def main() -> None:
     write(reports, args.results)
     if args.results == RESULTS:
         TABLE.write_text(table(list(reports.values())))
+
+
+def is_current(report: MutationReport) -> bool:
+    """Whether the port that faults were planted into is the one that is there now."""
+    from porter.parity.port_files import digest
+    from porter.runtime.diffusion.registry import ModelRegistry
+
+    file = ModelRegistry().source_file(report.pipeline)
+    return file is not None and file.is_file() and report.port == digest(file)
 
 
 def run(name: str, count: int) -> MutationReport:

@@ -113,7 +113,7 @@ def test_a_port_that_raises_is_no_parity_and_its_words_are_shown(run_against):
 
 def test_a_refused_call_must_be_refused_in_the_same_words(monkeypatch, run_against):
     monkeypatch.setattr(
-        run, "build_cases", lambda *_: [run.Case(name="odd", changes={"prompt_embeds": 1}), run.Case(name="plain")]
+        run, "all_calls", lambda *_: [run.Case(name="odd", changes={"prompt_embeds": 1}), run.Case(name="plain")]
     )
     report = run_against(cases=None)
     assert [case.verdict for case in report.cases] == ["rejected alike", "parity"] and report.passed
@@ -126,7 +126,7 @@ def test_a_refused_call_must_be_refused_in_the_same_words(monkeypatch, run_again
 
 
 def test_a_pipeline_whose_calls_are_all_refused_has_not_passed(monkeypatch, run_against):
-    monkeypatch.setattr(run, "build_cases", lambda *_: [run.Case(name="odd", changes={"prompt_embeds": 1})])
+    monkeypatch.setattr(run, "all_calls", lambda *_: [run.Case(name="odd", changes={"prompt_embeds": 1})])
     report = run_against(cases=None)
     assert report.verdict == "reference refuses all calls" and report.exit_code == 1
     assert report.cases[0].reference_error in report.reason

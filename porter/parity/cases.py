@@ -17,12 +17,12 @@ from porter.parity.request import PER_PROMPT
 
 UNTIDY_PROMPT = "  A  Caf\u00e9 &amp;amp; the\n\ncat\u2019s \u00e2\u0080\u0099mat\u00a0 <b>in red</b> "
 SECOND_PROMPT = "a cat on a mat, in red and blue"
-_GUIDANCE = ("guidance_scale", "true_cfg_scale")
+GUIDANCE = ("guidance_scale", "true_cfg_scale")
 _OTHER_GUIDANCE = ("prior_guidance_scale", "decoder_guidance_scale", "audio_guidance_scale")
 _ON, _OFF = 3.5, 1.0
 
 # What bounds the cost of a call stays, whatever else is left out.
-_COST = re.compile(
+COST = re.compile(
     r"(num_\w*steps|height|width|\w*num_frames|\w*frame_size|resolution|\w*length|decode_chunk_size|generator|audio_duration"
     r"|min_\w+|max_\w+|processing_resolution|batch_size|\w*_grid|size)"
 )
@@ -129,7 +129,7 @@ class _Builder:
 
     def guidance(self) -> list[Case]:
         """Guidance on, off and left to the default; with and without a negative prompt."""
-        scales = [name for name in _GUIDANCE if name in self.parameters]
+        scales = [name for name in GUIDANCE if name in self.parameters]
         others = [name for name in _OTHER_GUIDANCE if name in self.parameters]
         cases = []
         negative: dict[str, Any] = {}
@@ -184,14 +184,14 @@ class _Builder:
     def minimal(self, required: set[str]) -> Case:
         """Only what the call needs; every other argument left to its default."""
         inputs = self.inputs
-        kept = {name for name in inputs if name in required or name == "prompt" or _COST.fullmatch(name)}
+        kept = {name for name in inputs if name in required or name == "prompt" or COST.fullmatch(name)}
         kept |= {name for name, value in inputs.items() if isinstance(value, (dict, list)) and "negative" not in name}
         return Case(name="defaults", omitted=sorted(set(inputs) - kept))
 
     def bare(self, required: set[str]) -> Case:
         """As little as the call can do with: sizes, steps and frame counts take their defaults too."""
         omitted = set(self.minimal(required).omitted)
-        omitted |= {name for name in self.inputs if _COST.fullmatch(name) and name != "generator"} - required
+        omitted |= {name for name in self.inputs if COST.fullmatch(name) and name != "generator"} - required
         return Case(name="all defaults", omitted=sorted(omitted), first_call_only=True)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -20,17 +19,17 @@ import torch
 
 from porter.parity import checkpoint as checkpoints
 from porter.parity import spec as specs
+from porter.parity.calls import all_calls
 from porter.parity.capture import Capture, stage_methods
-from porter.parity.cases import Case, build_cases
+from porter.parity.cases import Case
 from porter.parity.compare import compare, first_difference
-from porter.parity.embeddings import embeddings_case
-from porter.parity.hard_cases import hard_cases
-from porter.parity.mutants import Mutant, apply, find_mutants
+from porter.parity.mutants import Edit, Mutant, apply, find_mutants
+from porter.parity.mutants.equivalents import reason_for
 from porter.parity.mutants.faults import Inapplicable
 from porter.parity.mutation_report import MutantResult, MutationReport
-from porter.parity.planted import Workshop
+from porter.parity.planted import Workshop, traced
 from porter.parity.recipes import decode
-from porter.parity.run import _default_size, _load_tensors, _threads
+from porter.parity.run import load_tensors, threads_set
 from porter.parity.sides import Port, Reference, rejection, restored, small_areas
 from porter.parity.turns import can_take_turns, in_turns, same_leaves
 from porter.parity.weight_check import check_weights
@@ -68,7 +67,7 @@ def run_mutation(
     """
     name = name.removeprefix("diffusers.")
     started = time.perf_counter()
-    with _threads(1), tempfile.TemporaryDirectory(prefix="porter-mutation-") as scratch:
+    with threads_set(1), tempfile.TemporaryDirectory(prefix="porter-mutation-") as scratch:
         folder = checkpoints.build(name, Path(scratch) / name, 0, root)
         bench = Bench(folder, specs.read(name, root), models_dir, "float32", extra_cases)
         mutants, unreached = bench.sites()
@@ -77,6 +76,7 @@ def run_mutation(
         report = MutationReport(pipeline=name, family=bench.workshop.package.rpartition(".")[2], seed=seed)
         report.sites, report.unreached_sites = len(mutants), unreached
         report.cases = [case.name for case in bench.cases]
+        report.port = bench.workshop.digest()
         survivors = [index for index, result in enumerate(results) if result.verdict == "survived"]
         for index in survivors:  # what single precision hides, half precision may show
             results[index] = bench.explain(chosen[index], results[index])
@@ -115,15 +115,10 @@ class Bench:
         self, folder: Path, spec: specs.Spec, models_dir: str | Path | None, dtype: str, extra: Sequence[Case] = ()
     ) -> None:
         self.reference = Reference(folder, "cpu", getattr(torch, dtype))
-        self.spec, self.tensors = spec, _load_tensors(spec)
+        self.spec, self.tensors = spec, load_tensors(spec)
         self.workshop = Workshop(folder, models_dir, dtype)
-        own = [Case(**case) for case in spec.cases]
-        with small_areas(self.reference.pipeline):
-            embeddings = embeddings_case(self.reference, spec.inputs, self.tensors)
-        call = type(self.reference.pipeline).__call__
-        own += [embeddings] if embeddings is not None else []
-        own += hard_cases(call, spec.inputs, embeddings, self.tensors)
-        self.cases = build_cases(call, spec.inputs, _default_size(self.reference), [*own, *extra])
+        dropped = getattr(self.workshop.omni.pipeline, "dropped_arguments", ())
+        self.cases = all_calls(self.reference, spec, self.tensors, extra, dropped)
         self.methods = stage_methods(self.reference.pipeline) & stage_methods(self.workshop.omni.pipeline)
         self.recipes = {case.name: case.recipe(spec.inputs) for case in self.cases}
         self.captures: dict[str, Capture] = {}
@@ -164,9 +159,9 @@ class Bench:
         for case in [*self.cases, None]:  # each on a port of its own: what one call keeps, the next does not compute
             label = case.name if case else _TURNS
             with contextlib.ExitStack() as stack:
-                with _traced(self.workshop, self.reach, ""):
+                with traced(self.workshop, self.reach, ""):
                     port = stack.enter_context(self.workshop.planted(first, self.workshop.source(first)))
-                with _traced(self.workshop, self.reach, label):
+                with traced(self.workshop, self.reach, label):
                     stage = self._differs(port, case)
             if stage:
                 raise ValueError(f"the port is not at parity, so no fault can be told: {label}: {stage}")
@@ -266,21 +261,35 @@ class Bench:
         return "" if same else "output"
 
     def explain(self, mutant: Mutant, result: MutantResult) -> MutantResult:
-        """Whether a fault survived because nothing uses the value that it changes."""
-        if len(mutant.edits) == 1:
-            start, end = min(e.start for e in mutant.edits), max(e.end for e in mutant.edits)
-            source = self.workshop.source(mutant.module)
+        """Whether a fault survived because it cannot be seen: nothing uses the value, or the value is the same."""
+        source = self.workshop.source(mutant.module)
+        span = min(e.start for e in mutant.edits), max(e.end for e in mutant.edits)
+        places = list(dict.fromkeys([*([span] if len(mutant.edits) == 1 else []), *mutant.around]))
+        for start, end in places:
             poisoned = source[:start] + _UNUSED.encode() + source[end:]
             if self.attempt(mutant, poisoned).verdict == "survived":
                 result.verdict = "unreached"
                 result.reason = "no case uses the value: one that raises when it is used changes nothing"
-            elif mutant.bug and not mutant.is_default:
-                before, [edit] = source[start:end].decode(), mutant.edits
-                both = f"{_HELPER}.same(({before}), ({edit.text}))"
-                if self.attempt(mutant, source[:start] + both.encode() + source[end:]).verdict == "survived":
-                    result.verdict = "equivalent"
-                    result.reason = "both texts have the same value wherever a case evaluates them: nothing to see"
+                return result
+        reason = reason_for(mutant)
+        if mutant.bug and not mutant.is_default:
+            places = places[:1]
+        elif not reason:
+            return result
+        for start, end in places:
+            if self.attempt(mutant, _both(source, mutant, start, end)).verdict == "survived":
+                result.verdict = "equivalent"
+                agree = "both texts have the same value wherever a case evaluates them"
+                result.reason = f"{reason}; {agree}" if reason else f"{agree}: nothing to see"
+                return result
         return result
+
+
+def _both(source: bytes, mutant: Mutant, start: int, end: int) -> bytes:
+    """The source with an expression that is evaluated with the fault and without, and must be the same."""
+    inside = [Edit(edit.start - start, edit.end - start, edit.text) for edit in mutant.edits]
+    before, after = source[start:end], apply(source[start:end], inside)
+    return source[:start] + f"{_HELPER}.same((".encode() + before + b"), (" + after + b"))" + source[end:]
 
 
 def _output(capture: Capture) -> dict[str, Any]:
@@ -307,25 +316,3 @@ def _time_limit(seconds: int) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-
-
-@contextlib.contextmanager
-def _traced(workshop: Workshop, reach: dict[str, set[tuple[str, int]]], label: str) -> Iterator[None]:
-    """Note the lines of the port that run in the block."""
-    files = {str(file): name for name, file in workshop.modules.items()}
-    seen = reach.setdefault(label, set())
-
-    def line(frame: Any, event: str, _: Any) -> Any:
-        if event == "line":
-            seen.add((files[frame.f_code.co_filename], frame.f_lineno))
-        return line
-
-    def call(frame: Any, event: str, _: Any) -> Any:
-        return line if frame.f_code.co_filename in files else None
-
-    before = sys.gettrace()
-    sys.settrace(call)
-    try:
-        yield
-    finally:
-        sys.settrace(before)

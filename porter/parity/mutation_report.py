@@ -60,6 +60,8 @@ class MutationReport(BaseModel):
     schema_version: int = 1
     pipeline: str
     family: str = ""
+    port: str = ""
+    """sha256 of the port's source files: of another port, nothing is said."""
     seed: int = 0
     sites: int = 0
     """Places of faults in code that some case runs."""

@@ -16,12 +16,11 @@ import torch
 
 from porter.parity import checkpoint as checkpoints
 from porter.parity import spec as specs
+from porter.parity.calls import all_calls
 from porter.parity.capture import Capture, neural_components, stage_methods
-from porter.parity.cases import Case, build_cases
+from porter.parity.cases import Case
 from porter.parity.compare import StageResult, compare, first_difference, largest_difference
-from porter.parity.drawn import draw_cases, snippet
-from porter.parity.embeddings import embeddings_case
-from porter.parity.hard_cases import hard_cases
+from porter.parity.drawn import computes_nothing, draw_cases, snippet
 from porter.parity.locate import Location, locate
 from porter.parity.pictures import pictures
 from porter.parity.recipes import decode
@@ -63,8 +62,8 @@ def run_parity(
         threads: of torch, on both sides; None: one for a tiny checkpoint (more only get in each other's way, above all
             on a busy machine), torch's own choice for a given one.
         extra_cases: calls besides those that follow from the signature and the spec.
-        draw: number of calls to draw besides; the smallest one that fails is reported. Calls at the edge of what the
-            pipeline takes, and relations between runs of the port, are checked with them.
+        draw: number of calls to draw besides, at most two minutes long; the smallest one that fails is reported.
+            Relations between runs of the port are checked with them.
 
     Raises:
         SpecError: the spec is malformed, or none of the named cases exists.
@@ -86,7 +85,7 @@ def run_parity(
         return report
     if threads is None and checkpoint is None:
         threads = 1
-    with _threads(threads), tempfile.TemporaryDirectory(prefix="porter-parity-") as scratch:
+    with threads_set(threads), tempfile.TemporaryDirectory(prefix="porter-parity-") as scratch:
         report.environment["threads"] = str(torch.get_num_threads())
         folder = Path(checkpoint) if checkpoint else checkpoints.build(name, Path(scratch) / name, seed, root)
         _run(report, folder, models_dir, engine, cases, specs.read(name, root), extra_cases, draw)
@@ -109,22 +108,15 @@ def _run(
     except Exception as error:
         report.verdict, report.reason = "reference does not load", rejection(error)
         return
-    tensors = _load_tensors(spec)
-    own = [*(Case(**case) for case in spec.cases), *extra]
-    with small_areas(reference.pipeline):
-        embeddings = embeddings_case(reference, spec.inputs, tensors)
-    if embeddings is not None:
-        own.append(embeddings)
-    if draw:
-        own += hard_cases(type(reference.pipeline).__call__, spec.inputs, embeddings, tensors)
-    cases = build_cases(type(reference.pipeline).__call__, spec.inputs, _default_size(reference), own)
-    chosen = _choose(cases, wanted)
+    tensors = load_tensors(spec)
     try:
         port = port_side(engine, folder, models_dir, report.device, report.dtype)
     except Exception as error:
         report.verdict, report.reason = "port does not load", f"{type(error).__name__}: {rejection(error)}"
         return
     try:
+        cases = all_calls(reference, spec, tensors, extra, getattr(port.pipeline, "dropped_arguments", ()))
+        chosen = _choose(cases, wanted)
         report.weights = check_weights(reference.pipeline, port.pipeline)
         with small_areas(reference.pipeline, port.pipeline):
             for case in chosen:
@@ -161,8 +153,10 @@ def _draw(
     """Try drawn calls; the smallest that fails is a case of the report, with Python that runs it again."""
 
     def run(case: Case) -> CaseResult:
+        result = run_case(case, case.recipe(spec.inputs), tensors, reference, port, report.device)
         report.drawn += 1
-        return run_case(case, case.recipe(spec.inputs), tensors, reference, port, report.device)
+        report.undecided += computes_nothing(result)
+        return result
 
     found, case = draw_cases(type(reference.pipeline).__call__, spec.inputs, run, count)
     if found is not None and case is not None:
@@ -239,26 +233,16 @@ def _choose(cases: list[Case], wanted: Sequence[str] | None) -> list[Case]:
     return chosen
 
 
-def _default_size(reference: Side) -> tuple[int, int] | None:
-    """The size of an output when the call gives none: what the denoiser was made for, times the VAE's factor."""
-    pipeline = reference.pipeline
-    scale = getattr(pipeline, "vae_scale_factor", None)
-    for name in ("unet", "transformer", "prior"):
-        config = getattr(getattr(pipeline, name, None), "config", None)
-        sample = getattr(config, "sample_size", None)
-        if isinstance(sample, int) and isinstance(scale, (int, float)):
-            return int(sample * scale), int(sample * scale)
-    return None
-
-
-def _load_tensors(spec: specs.Spec) -> dict[str, torch.Tensor]:
+def load_tensors(spec: specs.Spec) -> dict[str, torch.Tensor]:
+    """The input values that a spec stores rather than draws."""
     from safetensors.torch import load_file
 
     return load_file(spec.tensors) if spec.tensors else {}
 
 
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads_set(count: int | None) -> Iterator[None]:
+    """Give torch this number of threads for the block; None: leave them."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

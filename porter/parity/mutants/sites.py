@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 import libcst as cst
 from libcst.metadata import ByteSpanPositionProvider, MetadataWrapper, PositionProvider
 
-from porter.parity.mutants import generic, known
+from porter.parity.mutants import generic, known, ported
 from porter.parity.mutants.context import Change, Context
 from porter.parity.mutants.edits import Edit, Mutant
 
 _Mutator = Callable[[cst.CSTNode, Context], Iterator[Change]]
 
-MUTATORS: Mapping[str, _Mutator] = generic.MUTATORS
+MUTATORS: Mapping[str, _Mutator] = {**generic.MUTATORS, **ported.MUTATORS}
 """Generic mutators by name: each yields its changes of one node."""
 KNOWN_BUGS: Mapping[str, tuple[int, _Mutator]] = known.MUTATORS
 """Number and mutator of bugs that ports made by hand had, by name."""
@@ -111,9 +111,22 @@ class _Finder(cst.CSTVisitor):
                     before=" ".join(before.split()),
                     after=_after(self.context.source, start, end, change.edits),
                     bug=bug,
+                    around=self._around(start, end),
                     is_default=isinstance(node, cst.Param),
                 )
                 self.found.append(mutant)
+
+    def _around(self, start: int, end: int) -> tuple[tuple[int, int], ...]:
+        """The expressions around a change, up to the statement that holds them."""
+        found: list[tuple[int, int]] = []
+        for parent in reversed(self.context.parents):
+            if isinstance(parent, (cst.BaseSmallStatement, cst.BaseCompoundStatement, cst.Param)):
+                break
+            if isinstance(parent, cst.BaseExpression) and not isinstance(parent, cst.BaseString):
+                span = self.context.span(parent)
+                if span[0] <= start and end <= span[1] and span not in found:
+                    found.append(span)
+        return tuple(found)
 
 
 def only_logs(node: cst.If, context: Context) -> bool:
