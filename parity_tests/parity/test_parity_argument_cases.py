@@ -32,7 +32,9 @@ def call(
 
 
 def test_each_kind_of_argument_gets_another_value():
-    found = {name: value for case in argument_cases(call, INPUTS) for name, value in case.changes.items()}
+    cases = {case.name.removeprefix("another "): case.changes for case in argument_cases(call, INPUTS)}
+    found = {name: changes[name] for name, changes in cases.items()}
+    assert "&amp;" in cases["clean_caption"]["prompt"], "there must be something to clean"
     assert found == {
         "prompt_2": "a cat on a mat, in red and blue",
         "guidance_rescale": 0.25,
@@ -43,7 +45,16 @@ def test_each_kind_of_argument_gets_another_value():
         "crops_coords_top_left": {"$tuple": [3, 5]},
         "target_size": {"$tuple": [40, 48]},
         "frame_rate": 26,
+        "attention_kwargs": {"scale": 0.5},
     }
+
+
+def test_a_negative_argument_comes_with_guidance():
+    def guided(self, prompt=None, negative_prompt=None, negative_prompt_2: str | None = None, true_cfg_scale=1.0):
+        """As a pipeline's."""
+
+    [case] = argument_cases(guided, INPUTS)
+    assert case.changes["true_cfg_scale"] > 1 and case.changes["negative_prompt"]
 
 
 def test_what_the_port_drops_is_not_tried():

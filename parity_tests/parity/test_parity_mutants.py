@@ -94,7 +94,8 @@ def test_swapped_axes_change_places():
 def test_a_fault_knows_the_expressions_around_it():
     [swap] = [m for m in FOUND if m.mutator == "joined-in-another-order"]
     texts = [SOURCE[start:end].decode() for start, end in swap.around]
-    assert texts[0] == "[text, picture]" and texts[-1] == "torch.cat([text, picture], dim=1).clamp(0, 1)"
+    joined = "torch.cat([text, picture], dim=1)"
+    assert texts == [joined, f"{joined}.clamp(0, 1)"]
 
 
 def test_repeats_change_places():

@@ -115,7 +115,7 @@ def test_a_refused_call_must_be_refused_in_the_same_words(monkeypatch, run_again
     monkeypatch.setattr(
         run, "all_calls", lambda *_: [run.Case(name="odd", changes={"prompt_embeds": 1}), run.Case(name="plain")]
     )
-    report = run_against(cases=None)
+    report = run_against(cases=["odd", "plain"])
     assert [case.verdict for case in report.cases] == ["rejected alike", "parity"] and report.passed
 
     def doctor(pipeline):
@@ -127,7 +127,7 @@ def test_a_refused_call_must_be_refused_in_the_same_words(monkeypatch, run_again
 
 def test_a_pipeline_whose_calls_are_all_refused_has_not_passed(monkeypatch, run_against):
     monkeypatch.setattr(run, "all_calls", lambda *_: [run.Case(name="odd", changes={"prompt_embeds": 1})])
-    report = run_against(cases=None)
+    report = run_against(cases=["odd"])
     assert report.verdict == "reference refuses all calls" and report.exit_code == 1
     assert report.cases[0].reference_error in report.reason
 
@@ -148,6 +148,19 @@ def test_a_call_that_would_be_long_is_compared_up_to_its_first_large_tensor(monk
     report = run_against()
     assert report.passed and report.cases[0].stopped
     assert report.cases[0].stages[-1].stage == "transformer[0]"
+
+
+def test_half_precision_is_tried_by_default_and_shows_what_single_precision_hides(monkeypatch, run_against):
+    monkeypatch.setattr(run, "all_calls", lambda *_: [run.Case(name="plain")])
+    assert [case.name for case in run_against(cases=None).cases] == ["plain", "half precision"]
+
+    def doctor(pipeline):
+        norm = pipeline.transformer.transformer_blocks[0].norm1.norm
+        original = norm.forward
+        norm.forward = lambda x: original(x.float()).to(x.dtype)
+
+    report = run_against(doctor, cases=None)
+    assert [case.passed for case in report.cases] == [True, False] and report.verdict == "differs"
 
 
 def test_a_reference_that_wavers_is_no_pass(monkeypatch, run_against):

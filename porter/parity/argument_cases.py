@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from porter.parity.cases import COST, GUIDANCE, SECOND_PROMPT, Case
+from porter.parity.cases import COST, GUIDANCE, SECOND_PROMPT, UNTIDY_PROMPT, Case
 from porter.parity.recipes import decode
 from porter.parity.request import PER_PROMPT
 from porter.parity.sides import Side, restored
@@ -34,7 +34,8 @@ def argument_cases(call: Callable[..., Any], inputs: Mapping[str, Any], dropped:
         dropped: arguments that the port does not take, by its own account.
     """
     cases = []
-    for name, parameter in inspect.signature(call).parameters.items():
+    parameters = inspect.signature(call).parameters
+    for name, parameter in parameters.items():
         if name in _ELSEWHERE or name in dropped or COST.fullmatch(name) or PER_PROMPT.fullmatch(name):
             continue
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
@@ -42,8 +43,20 @@ def argument_cases(call: Callable[..., Any], inputs: Mapping[str, Any], dropped:
         held = inputs.get(name, parameter.default)
         value = _another(name, held, "" if parameter.annotation is parameter.empty else str(parameter.annotation))
         if value is not None:
-            cases.append(Case(name=f"another {name}", changes={name: value}))
+            cases.append(Case(name=f"another {name}", changes={name: value} | _company(name, parameters, inputs)))
     return cases
+
+
+def _company(name: str, parameters: Collection[str], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes an argument count: guidance and a prompt for a negative one, an untidy prompt for cleaning."""
+    if "clean" in name and isinstance(inputs.get("prompt"), str):
+        return {"prompt": UNTIDY_PROMPT}
+    if not name.startswith("negative_"):
+        return {}
+    changes: dict[str, Any] = {scale: 3.5 for scale in GUIDANCE if scale in parameters}
+    if "negative_prompt" in parameters and isinstance(inputs.get("prompt"), str):
+        changes["negative_prompt"] = inputs.get("negative_prompt") or "bad quality"
+    return changes
 
 
 def _another(name: str, held: Any, annotation: str) -> Any:
@@ -54,6 +67,8 @@ def _another(name: str, held: Any, annotation: str) -> Any:
         return held + 1
     if isinstance(held, float):
         return held / 2 if held >= 0.5 else held + 0.25
+    if held is None and name.endswith("attention_kwargs"):
+        return {"scale": 0.5}
     if held is None:
         return _SCHEDULES.get(name) or _of_kind(name, annotation)
     if isinstance(held, (tuple, dict)) and _is_pair(held):

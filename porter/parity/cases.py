@@ -79,6 +79,7 @@ def build_cases(
         *build.sizes(),
         *build.output_types(),
         *build.repeats(),
+        *build.steps(),
         *build.strength(),
         *own,
         build.minimal(required),
@@ -172,7 +173,15 @@ class _Builder:
             each = [{"$generator": 3}, {"$generator": 4}]
             changes = {**dict.fromkeys(names, 2), "generator": each}
             cases.append(Case(name="two per prompt, a generator each", changes=changes))
+        batch = next(iter(self.batches()), None)
+        if names and batch is not None:  # whether outputs lie by prompt or by turn shows only so
+            cases.append(Case(name="two prompts, two per prompt", changes=batch.changes | dict.fromkeys(names, 2)))
         return cases
+
+    def steps(self) -> list[Case]:
+        """Steps that are neither the first nor the last, nor the first of their order."""
+        steps = self.inputs.get("num_inference_steps")
+        return [Case(name="more steps", changes={"num_inference_steps": steps + 3})] if isinstance(steps, int) else []
 
     def strength(self) -> list[Case]:
         """A start in the middle of the schedule."""

@@ -72,7 +72,8 @@ def _long(parameters: Container[str], inputs: Mapping[str, Any], patch: int) -> 
     cases = []
     if isinstance(inputs.get("prompt"), str):
         limits = [name for name in inputs if name.endswith("_length")]
-        cases.append(Case(name="long prompt", changes={"prompt": _LONG_PROMPT}, omitted=limits))
+        texts = [name for name in ("prompt", "negative_prompt") if isinstance(inputs.get(name), str)]
+        cases.append(Case(name="long prompt", changes=dict.fromkeys(texts, _LONG_PROMPT), omitted=limits))
     if "height" in parameters and "width" in parameters:
         undecoded = {"output_type": "latent"} if "output_type" in parameters else {}
         cases.append(Case(name="long strip", changes={"width": _LONG_SIDE * patch, **undecoded}))

@@ -11,7 +11,7 @@ import signal
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,10 @@ _SECONDS = 20
 _TURNS = "requests in turns"
 _HELPER = '__import__("porter.parity.mutants.faults", fromlist=["faults"])'
 _UNUSED = f"{_HELPER}.Unused()"
+_NOT_USED = "no case uses the value: one that raises when it is used changes nothing"
 _CHECK_EVERY = 25
+# What is tried in half precision of that which single precision hides.
+_IN_HALF = ("plain", "two prompts", "guidance on", "wider", "long prompt")
 
 
 def run_mutation(
@@ -83,13 +86,38 @@ def run_mutation(
         left = [index for index in survivors if results[index].verdict == "survived" and _is_about_types(chosen[index])]
         if left:
             with contextlib.suppress(ValueError):
-                half = Bench(folder, specs.read(name, root), models_dir, "bfloat16", extra_cases)
+                half = Bench(folder, specs.read(name, root), models_dir, "bfloat16", extra_cases, _IN_HALF)
                 half.sites()
                 for index, result in zip(left, half.judge([chosen[index] for index in left])):
                     if result.verdict != "survived":
                         results[index] = result.model_copy(update={"case": f"{result.case} (bfloat16)"})
     report.mutants = results
     report.seconds = time.perf_counter() - started
+    return report
+
+
+def again(report: MutationReport, *, models_dir: str | Path | None = None) -> MutationReport:
+    """The report with those faults tried again that were not seen: the comparison may see more by now.
+
+    Raises:
+        ValueError: the port is another one by now, or not at parity.
+    """
+    with threads_set(1), tempfile.TemporaryDirectory(prefix="porter-mutation-") as scratch:
+        folder = checkpoints.build(report.pipeline, Path(scratch) / report.pipeline, 0)
+        bench = Bench(folder, specs.read(report.pipeline), models_dir, "float32")
+        if bench.workshop.digest() != report.port:
+            raise ValueError("the port is another one than faults were planted into: run it anew")
+        found = {MutantResult.of(mutant).place: mutant for mutant in bench.sites()[0]}
+        report.cases = [case.name for case in bench.cases]
+        kept = []
+        for result in report.mutants:
+            mutant = found.get(result.place)
+            if result.verdict == "survived" and mutant is not None:
+                result = bench.attempt(mutant)
+                result = bench.explain(mutant, result) if result.verdict == "survived" else result
+            if result.verdict != "survived" or mutant is not None:  # else nothing is planted there any more
+                kept.append(result)
+        report.mutants = kept
     return report
 
 
@@ -112,13 +140,20 @@ class Bench:
     """A reference that has run, and a port to plant faults into."""
 
     def __init__(
-        self, folder: Path, spec: specs.Spec, models_dir: str | Path | None, dtype: str, extra: Sequence[Case] = ()
+        self,
+        folder: Path,
+        spec: specs.Spec,
+        models_dir: str | Path | None,
+        dtype: str,
+        extra: Sequence[Case] = (),
+        only: Collection[str] = (),
     ) -> None:
         self.reference = Reference(folder, "cpu", getattr(torch, dtype))
         self.spec, self.tensors = spec, load_tensors(spec)
         self.workshop = Workshop(folder, models_dir, dtype)
         dropped = getattr(self.workshop.omni.pipeline, "dropped_arguments", ())
         self.cases = all_calls(self.reference, spec, self.tensors, extra, dropped)
+        self.cases = [case for case in self.cases if not only or case.name in only]
         self.methods = stage_methods(self.reference.pipeline) & stage_methods(self.workshop.omni.pipeline)
         self.recipes = {case.name: case.recipe(spec.inputs) for case in self.cases}
         self.captures: dict[str, Capture] = {}
@@ -175,13 +210,24 @@ class Bench:
         results: list[MutantResult] = []
         clean = 0
         for number, mutant in enumerate(mutants, 1):
-            results.append(self.attempt(mutant))
+            results.append(self._unused(mutant) or self.attempt(mutant))
             if number % _CHECK_EVERY == 0 or number == len(mutants):
                 if not self._still_passes():  # a fault changed what all share
                     self.workshop.forget()
                     results[clean:] = [self._alone(each) for each in mutants[clean:number]]
                 clean = number
         return results
+
+    def _unused(self, mutant: Mutant) -> MutantResult | None:
+        """The result of a default that no case leaves in place: most are so, and this way they are run once."""
+        if not mutant.is_default or len(mutant.edits) != 1:
+            return None
+        source, [edit] = self.workshop.source(mutant.module), mutant.edits
+        result = self.attempt(mutant, source[: edit.start] + _UNUSED.encode() + source[edit.end :])
+        if result.verdict != "survived":
+            return None
+        result.verdict, result.reason = "unreached", _NOT_USED
+        return result
 
     def _alone(self, mutant: Mutant) -> MutantResult:
         self.workshop.forget()
@@ -268,8 +314,7 @@ class Bench:
         for start, end in places:
             poisoned = source[:start] + _UNUSED.encode() + source[end:]
             if self.attempt(mutant, poisoned).verdict == "survived":
-                result.verdict = "unreached"
-                result.reason = "no case uses the value: one that raises when it is used changes nothing"
+                result.verdict, result.reason = "unreached", _NOT_USED
                 return result
         reason = reason_for(mutant)
         if mutant.bug and not mutant.is_default:
@@ -293,7 +338,7 @@ def _both(source: bytes, mutant: Mutant, start: int, end: int) -> bytes:
 
 
 def _output(capture: Capture) -> dict[str, Any]:
-    return next(event.values for event in capture.events if event.name == "output")
+    return next(dict(event.values) for event in capture.events if event.name == "output")
 
 
 def _is_about_types(mutant: Mutant) -> bool:

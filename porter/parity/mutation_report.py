@@ -49,6 +49,11 @@ class MutantResult(BaseModel):
         )
 
     @property
+    def place(self) -> tuple[str, str, int, str, str]:
+        """What tells one fault of a port from the others."""
+        return self.mutator, self.module, self.line, self.before, self.after
+
+    @property
     def caught(self) -> bool:
         """Whether the fault cannot pass unseen."""
         return self.verdict in ("killed", "does not load")

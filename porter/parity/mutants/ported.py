@@ -90,8 +90,12 @@ def another_scale(node: cst.CSTNode, context: Context) -> Iterator[Change]:
 def clamp_missing(node: cst.CSTNode, context: Context) -> Iterator[Change]:
     """A value is not kept within its bounds."""
     found = _method(node)
-    if found is not None and found[1].value in _CLAMPS and not context.text(found[0]).startswith(("torch", "np")):
-        yield context.replace(node, f"({context.text(found[0])})")
+    if found is None or found[1].value not in _CLAMPS or not isinstance(node, cst.Call):
+        return
+    held: cst.CSTNode = found[0]
+    if context.text(held) in ("torch", "np"):
+        held = node.args[0]
+    yield context.replace(node, f"({context.text(held)})")
 
 
 def argument_ignored(node: cst.CSTNode, context: Context) -> Iterator[Change]:

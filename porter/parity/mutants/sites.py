@@ -1,11 +1,12 @@
 """Finds the places in a module where mutators apply.
 
 Left out is what no result can depend on: annotations, decorators, docstrings, imports, messages of errors and logs,
-names of layers for quantisation.
+names of layers for quantisation, what parameters hold before they are loaded.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 
 import libcst as cst
@@ -54,6 +55,8 @@ class _Finder(cst.CSTVisitor):
             return False
         if isinstance(node, cst.Call) and context.text(node.func).startswith(_SILENT_CALLS):
             return False
+        if isinstance(node, cst.Call) and context.text(node.func).endswith("nn.Parameter"):
+            return False  # a value to begin with, which loading replaces
         if isinstance(node, cst.Arg) and node.keyword is not None and node.keyword.value in _SILENT_ARGUMENTS:
             return False
         if isinstance(node, cst.If) and only_logs(node, context):
@@ -130,13 +133,25 @@ class _Finder(cst.CSTVisitor):
 
 
 def only_logs(node: cst.If, context: Context) -> bool:
-    """Whether a condition decides about nothing but a log message."""
+    """Whether a condition decides about nothing but a log message, and what is computed for it."""
     if node.orelse is not None or not isinstance(node.body, cst.IndentedBlock):
         return False
-    return all(
-        isinstance(line, cst.SimpleStatementLine) and context.text(line).startswith(_SILENT_CALLS[:2])
-        for line in node.body.body
-    )
+    logs, names = 0, []
+    for line in node.body.body:
+        if not isinstance(line, cst.SimpleStatementLine) or len(line.body) != 1:
+            return False
+        [statement] = line.body
+        if context.text(line).startswith(_SILENT_CALLS[:2]):
+            logs += 1
+        elif isinstance(statement, cst.Assign) and isinstance(statement.targets[0].target, cst.Name):
+            names.append(statement.targets[0].target.value)
+        else:
+            return False
+    if not logs:
+        return False
+    around = context.text(context.scopes[-1]) if context.scopes else context.source.decode()
+    rest = around.replace(context.text(node), "")
+    return not any(re.search(rf"\b{name}\b", rest) for name in names)
 
 
 def _after(source: bytes, start: int, end: int, edits: tuple[Edit, ...]) -> str:
