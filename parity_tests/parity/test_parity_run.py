@@ -155,9 +155,14 @@ def test_half_precision_is_tried_by_default_and_shows_what_single_precision_hide
     assert [case.name for case in run_against(cases=None).cases] == ["plain", "half precision"]
 
     def doctor(pipeline):
-        norm = pipeline.transformer.transformer_blocks[0].norm1.norm
-        original = norm.forward
-        norm.forward = lambda x: original(x.float()).to(x.dtype)
+        up = pipeline.transformer.transformer_blocks[0].ff.net[0]
+        proj = up.proj
+
+        def forward(x):  # what is rounded to half between projection and activation is not
+            wide = torch.nn.functional.linear(x.float(), proj.weight.float(), proj.bias.float())
+            return torch.nn.functional.gelu(wide, approximate=up.approximate).to(x.dtype)
+
+        up.forward = forward
 
     report = run_against(doctor, cases=None)
     assert [case.passed for case in report.cases] == [True, False] and report.verdict == "differs"

@@ -107,7 +107,7 @@ def again(report: MutationReport, *, models_dir: str | Path | None = None) -> Mu
         bench = Bench(folder, specs.read(report.pipeline), models_dir, "float32")
         if bench.workshop.digest() != report.port:
             raise ValueError("the port is another one than faults were planted into: run it anew")
-        found = {MutantResult.of(mutant).place: mutant for mutant in bench.sites()[0]}
+        found = {MutantResult.of(m).place: m for m in bench.everywhere({r.module for r in report.survivors})}
         report.cases = [case.name for case in bench.cases]
         kept = []
         for result in report.mutants:
@@ -204,6 +204,22 @@ class Bench:
         found = [m for name in self.workshop.modules for m in find_mutants(self.workshop.source(name), name)]
         kept = [m for m in found if not m.lines or any((m.module, line) in reached for line in m.lines)]
         return kept, len(found) - len(kept)
+
+    def everywhere(self, modules: Collection[str]) -> list[Mutant]:
+        """All faults of some modules, as if every case reached them: dearer to try, but nothing need be watched.
+
+        Raises:
+            ValueError: the port without faults does not pass.
+        """
+        with self.workshop.planted() as port:
+            for case in [*self.cases, None]:
+                stage = self._differs(port, case)
+                if stage:
+                    name = case.name if case else _TURNS
+                    raise ValueError(f"the port is not at parity, so no fault can be told: {name}: {stage}")
+        found = [m for name in modules for m in find_mutants(self.workshop.source(name), name)]
+        self.reach[""] = {(mutant.module, line) for mutant in found for line in mutant.lines}
+        return found
 
     def judge(self, mutants: Sequence[Mutant]) -> list[MutantResult]:
         """Try each fault; now and then, that the port without faults still passes."""

@@ -142,9 +142,9 @@ def _run(
         report.verdict, report.reason = "port does not load", f"{type(error).__name__}: {rejection(error)}"
         return
     try:
+        report.weights = check_weights(reference.pipeline, port.pipeline)
         cases = all_calls(reference, spec, tensors, extra, getattr(port.pipeline, "dropped_arguments", ()))
         chosen = _choose(cases, wanted)
-        report.weights = check_weights(reference.pipeline, port.pipeline)
         with small_areas(reference.pipeline, port.pipeline):
             for case in chosen:
                 recipe = case.recipe(spec.inputs)

@@ -81,8 +81,8 @@ def _run_reference(
 ) -> tuple[dict[str, tuple[CaseResult, Capture]], list[Case], set[str]]:
     """Results to be, and what diffusers did, by case; the cases; the methods that were watched."""
     methods = stage_methods(reference.pipeline)
-    chosen = choose(all_calls(reference, spec, tensors, extra))
     store_weights(reference.pipeline, held / "weights")
+    chosen = choose(all_calls(reference, spec, tensors, extra))
     found: dict[str, tuple[CaseResult, Capture]] = {}
     with small_areas(reference.pipeline):
         for number, case in enumerate(chosen):
