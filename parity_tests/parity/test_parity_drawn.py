@@ -61,7 +61,7 @@ def test_the_snippet_is_python_with_the_case_in_it():
 
 def test_hard_calls_follow_from_the_inputs():
     names = [case.name for case in hard_cases(call, INPUTS, None, {})]
-    assert names == ["long prompt", "odd height", "no prompt", "prompt of another type"]
+    assert names == ["long prompt", "odd height", "half a position taller", "no prompt", "prompt of another type"]
 
 
 def test_a_long_strip_has_more_positions_than_half_precision_counts():
