@@ -1,9 +1,12 @@
 """Plant faults into one port of several families and write down which of them ``porter parity`` sees.
 
-    python tools/mutation_table.py [--only NAME …] [--mutants N] [--results FILE] [--merge FILE …] [--resume] [--table]
+    python tools/mutation_table.py [--only NAME …] [--mutants N] [--results FILE] [--merge FILE …] [--resume]
+                                   [--again] [--table]
 
-Writes ``porter/parity/data/mutation.json`` after each pipeline and ``docs/mutation.md`` at the end. ``--merge`` takes
-in results of other runs; ``--table`` runs nothing and writes the page again.
+Writes ``porter/parity/data/mutation.json`` after each pipeline and ``docs/mutation.md`` at the end. Results hold for
+the port that they name by its digest: ``--resume`` runs again what has another port since, or was never run, and the
+page tells what is of an older port. ``--again`` tries only what was not seen. ``--merge`` takes in results of other
+runs; ``--table`` runs nothing and writes the page again.
 """
 
 from __future__ import annotations
@@ -12,11 +15,13 @@ import argparse
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from porter.parity.mutation_report import UNCOUNTED, MutantResult, MutationReport
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "porter" / "parity" / "data" / "mutation.json"
+RANKS = RESULTS.with_name("rank_faults.json")
 TABLE = ROOT / "docs" / "mutation.md"
 PIPELINES = (
     "QwenImagePipeline",
@@ -28,9 +33,10 @@ PIPELINES = (
     "AuraFlowPipeline",
     "PixArtSigmaPipeline",
     "SanaPipeline",
-    "LTXPipeline",
     "Lumina2Pipeline",
     "CogView4Pipeline",
+    "LattePipeline",
+    "StableAudioPipeline",
 )
 BUGS = {
     1: "length of the text taken from its mask",
@@ -58,21 +64,34 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--merge", type=Path, nargs="+", default=(), help="results of other runs to take in")
     parser.add_argument("--resume", action="store_true", help="leave out what the results already hold")
+    parser.add_argument("--again", action="store_true", help="try again what was not seen, nothing else")
     parser.add_argument("--table", action="store_true", help="run nothing, write the page from the results")
     args = parser.parse_args()
     reports = read(args.results)
     for file in args.merge:
         reports |= read(file)
     for name in () if args.table else args.only:
-        if not (args.resume and name in reports):
+        if args.again or not (args.resume and name in reports and is_current(reports[name])):
             try:
-                reports[name] = run(name, args.mutants)
+                if not args.again:
+                    reports[name] = run(name, args.mutants)
+                elif name in reports:
+                    reports[name] = run_again(reports[name])
             except ValueError as error:
                 print(f"{name}: {error}", flush=True)
             write(reports, args.results)
     write(reports, args.results)
     if args.results == RESULTS:
         TABLE.write_text(table(list(reports.values())))
+
+
+def is_current(report: MutationReport) -> bool:
+    """Whether the port that faults were planted into is the one that is there now."""
+    from porter.parity.port_files import digest
+    from porter.runtime.diffusion.registry import ModelRegistry
+
+    file = ModelRegistry().source_file(report.pipeline)
+    return file is not None and file.is_file() and report.port == digest(file)
 
 
 def run(name: str, count: int) -> MutationReport:
@@ -83,6 +102,17 @@ def run(name: str, count: int) -> MutationReport:
     hush_warnings()
     report = run_mutation(name, count=count)
     print(f"{name} generic {report.tally()} known {report.tally(True)} ({report.seconds:.0f} s)", flush=True)
+    return report
+
+
+def run_again(report: MutationReport) -> MutationReport:
+    from porter.cli.common import hush_libraries, hush_warnings
+    from porter.parity.mutate import again
+
+    hush_libraries()
+    hush_warnings()
+    report = again(report)
+    print(f"{report.pipeline} generic {report.tally()} known {report.tally(True)} (again)", flush=True)
     return report
 
 
@@ -113,6 +143,7 @@ def table(reports: list[MutationReport]) -> str:
         f"{unused} more stand where no case uses the value: planting one there that raises when it is used changed",
         "nothing. They are not counted. Nothing is planted on lines that no case runs (their number is in the table),",
         "on messages and logs, nor in what serves several ranks only: [features](features.md) has those proofs.",
+        *_older(reports),
         f"A fault that was seen took {seconds[len(seconds) // 2] if seconds else 0:.2f} s (median).",
         "",
         "| pipeline | generic seen | known bugs seen | unused value | places | places no case runs | cases |",
@@ -128,6 +159,11 @@ def table(reports: list[MutationReport]) -> str:
     return "\n".join([*lines, *_by_mutator(reports), *_known(reports), *_survivors(reports)]) + "\n"
 
 
+def _older(reports: list[MutationReport]) -> list[str]:
+    names = [report.pipeline for report in reports if not is_current(report)]
+    return [f"The port has changed since its faults were planted: {', '.join(names)}."] if names else []
+
+
 def _by_mutator(reports: list[MutationReport]) -> list[str]:
     found: dict[str, list[MutantResult]] = defaultdict(list)
     for mutant in (m for report in reports for m in report.mutants if not m.bug and m.verdict not in UNCOUNTED):
@@ -137,32 +173,43 @@ def _by_mutator(reports: list[MutationReport]) -> list[str]:
 
 
 def _known(reports: list[MutationReport]) -> list[str]:
+    on_ranks = json.loads(RANKS.read_text()) if RANKS.is_file() else []
     lines = ["", "## Known bugs", "", "| # | bug | seen | families | stages that differ |", "|---|---|---|---|---|"]
     for number, title in BUGS.items():
         pairs = [(r, m) for r in reports for m in r.mutants if m.bug == number and m.verdict not in UNCOUNTED]
-        if not pairs:
-            why = (
-                "shows on two ranks only; this check runs on one"
-                if number in (10, 11)
-                else "applies to none of these ports"
-            )
-            lines.append(f"| {number} | {title} | not planted | | {why} |")
-            continue
         stages = sorted({(m.stage.partition("[")[0].partition(":")[0] or m.verdict) for _, m in pairs if m.caught})
         families = len({report.family for report, _ in pairs})
-        seen = sum(m.caught for _, m in pairs)
-        lines.append(f"| {number} | {title} | {seen}/{len(pairs)} | {families} | {', '.join(stages)} |")
+        seen, planted = sum(m.caught for _, m in pairs), len(pairs)
+        ranks = [entry for entry in on_ranks if entry["bug"] == number]
+        if ranks:  # it shows on several ranks only
+            seen, planted, families = sum(entry["seen"] for entry in ranks), len(ranks), len(ranks)
+            stages = [f"two ranks: {_on_ranks(entry)} ({entry['model']})" for entry in ranks]
+        if planted:
+            lines.append(f"| {number} | {title} | {seen}/{planted} | {families} | {', '.join(stages)} |")
+        else:
+            lines.append(f"| {number} | {title} | not planted | | applies to none of these ports |")
     return lines
+
+
+def _on_ranks(entry: dict[str, Any]) -> str:
+    return f"{entry['relative']:.1e} off" if "relative" in entry else str(entry.get("error", ""))[:60]
 
 
 def _survivors(reports: list[MutationReport]) -> list[str]:
     lines = ["", "## Not seen", "", "| pipeline | mutator | place | before | after |", "|---|---|---|---|---|"]
+    lines += [f"| {report.pipeline} | {_row(m)} |" for report in reports for m in report.survivors]
+    lines += ["", "## Looked into: nothing to see", "", "| pipeline | mutator | place | before | after | why |"]
+    lines.append("|---|---|---|---|---|---|")
     for report in reports:
-        for m in report.survivors:
-            texts = [text.replace("|", "\\|")[:90] for text in (m.before, m.after)]
-            place = f"{m.module}.py:{m.line} {m.function}"
-            lines.append(f"| {report.pipeline} | {m.mutator} | {place} | `{texts[0]}` | `{texts[1]}` |")
+        for m in report.mutants:
+            if m.verdict == "equivalent":
+                lines.append(f"| {report.pipeline} | {_row(m)} | {m.reason} |")
     return lines
+
+
+def _row(m: MutantResult) -> str:
+    texts = [text.replace("|", "\\|")[:90] for text in (m.before, m.after)]
+    return f"{m.mutator} | {m.module}.py:{m.line} {m.function} | `{texts[0]}` | `{texts[1]}`"
 
 
 if __name__ == "__main__":

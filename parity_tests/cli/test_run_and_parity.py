@@ -58,6 +58,7 @@ def test_a_model_that_is_not_there_is_named(porter):
         (["QwenImageEditPipeline", "--engine", "moon"], "--engine moon"),
         (["QwenImageEditPipeline", "--dtype", "int8"], "--dtype int8"),
         (["QwenImageEditPipeline", "--device", "moon"], "--device moon"),
+        (["QwenImageEditPipeline", "--stream", "--draw", "3"], "--stream goes with"),
         (["QwenImageEditPipeline", "--html", "nowhere/a.html"], "--html nowhere/a.html"),
     ],
 )

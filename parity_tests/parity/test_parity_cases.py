@@ -51,6 +51,8 @@ def test_the_cases_of_an_image_pipeline():
         "output np",
         "two per prompt",
         "two per prompt, a generator each",
+        "two prompts, two per prompt",
+        "more steps",
         "half strength",
         "defaults",
         "all defaults",
@@ -69,7 +71,7 @@ def test_what_a_call_does_not_take_is_not_tried():
         """A pipeline without prompts."""
 
     cases = by_name({"num_inference_steps": 2}, bare)
-    assert list(cases) == ["plain", "two prompts", "all defaults"]
+    assert list(cases) == ["plain", "two prompts", "more steps", "all defaults"]
     assert cases["two prompts"].changes == {"batch_size": 2}
 
 

@@ -1,11 +1,12 @@
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from porter.parity import spec as specs
-from porter.parity.checkpoint import SpecError, available, build, load_inputs
+from porter.parity.checkpoint import SpecError, available, build, check, load_inputs
 from porter.parity.weights import is_constant, refill
 
 SMALL = ["FluxPipeline", "LTXLatentUpsamplePipeline", "KandinskyV22PriorPipeline", "Flux2KleinPipeline"]
@@ -89,3 +90,39 @@ def test_bad_specs_are_named(tmp_path):
     with pytest.raises(SpecError, match="no such folder"):
         available(tmp_path / "absent")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return build("LTXLatentUpsamplePipeline", tmp_path / "checkpoint")
+
+
+def test_a_whole_checkpoint_is_taken(folder):
+    check(folder, "LTXLatentUpsamplePipeline")
+
+
+def test_a_checkpoint_of_another_class_is_refused(folder):
+    with pytest.raises(SpecError, match="is a checkpoint of LTXLatentUpsamplePipeline, not of FluxPipeline"):
+        check(folder, "FluxPipeline")
+
+
+def test_pickled_weights_are_refused(folder):
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_suffix(".bin"))
+    with pytest.raises(SpecError, match=r"pickled weights only .*convert them to safetensors"):
+        check(folder, "LTXLatentUpsamplePipeline")
+
+
+@pytest.mark.parametrize("what", ["vae/diffusion_pytorch_model.safetensors", "vae", "model_index.json"])
+def test_a_checkpoint_that_is_not_whole_is_refused(folder, what):
+    place = folder / what
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    with pytest.raises(SpecError, match="has no weights|lacks the folder vae|no model_index.json"):
+        check(folder, "LTXLatentUpsamplePipeline")
+
+
+def test_a_missing_shard_is_named(folder):
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (folder / "vae" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(SpecError, match="lacks model-00001-of-00002.safetensors"):
+        check(folder, "LTXLatentUpsamplePipeline")

@@ -3,6 +3,7 @@
 import ast
 
 from porter.parity.cases import Case
+from porter.parity.compare import StageResult
 from porter.parity.drawn import draw_cases, shrink, snippet
 from porter.parity.hard_cases import hard_cases
 from porter.parity.results import CaseResult
@@ -60,4 +61,36 @@ def test_the_snippet_is_python_with_the_case_in_it():
 
 def test_hard_calls_follow_from_the_inputs():
     names = [case.name for case in hard_cases(call, INPUTS, None, {})]
-    assert names == ["odd height", "no prompt", "prompt of another type"]
+    assert names == ["long prompt", "odd height", "half a position taller", "no prompt", "prompt of another type"]
+
+
+def test_a_long_strip_has_more_positions_than_half_precision_counts():
+    def wide(self, prompt=None, height=None, width=None, output_type="pil"):
+        """As a pipeline's."""
+
+    [strip] = [case for case in hard_cases(wide, INPUTS, None, {}, patch=4) if case.name == "long strip"]
+    assert strip.changes["width"] // 4 > 256 and strip.changes["output_type"] == "latent"
+
+
+def test_a_prompt_that_must_be_given_is_not_left_out():
+    def needs(self, prompt):
+        """As a pipeline's."""
+
+    assert "no prompt" not in [case.name for case in hard_cases(needs, INPUTS, None, {})]
+
+
+def test_drawing_ends_when_its_time_is_over():
+    seen = []
+    assert draw_cases(call, INPUTS, runner(lambda recipe: True, seen), 60, seconds=0) == (None, None)
+    assert not seen
+
+
+def test_a_call_in_which_diffusers_computes_nan_shows_nothing():
+    nothing = StageResult(stage="transformer[0]", kind="component", verdict="not a number")
+    seen = []
+
+    def run(case):
+        seen.append(case)
+        return CaseResult(name=case.name, description="", verdict="differs", first_difference=nothing)
+
+    assert draw_cases(call, INPUTS, run, 20) == (None, None) and len(seen) == 20

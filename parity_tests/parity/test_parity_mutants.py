@@ -5,6 +5,7 @@ import ast
 import pytest
 
 from porter.parity.mutants import KNOWN_BUGS, MUTATORS, apply, find_mutants
+from porter.parity.mutants.equivalents import known, reason_for
 
 SOURCE = b'''
 """A module: 1 + 2."""
@@ -47,6 +48,9 @@ class Pipeline:
         state.timesteps = timesteps
         guidance = guidance.to(dtype) * 1000
         noise = comb * (cond_norm / noise_norm)
+        both = torch.cat([text, picture], dim=1).clamp(0, 1)
+        both = both.repeat_interleave(number, dim=0) * self.vae.config.scaling_factor
+        both = self.norm(both, eps=1e-6, affine=False, attention_mask=mask, generator=generator)
 
 class Second:
     def __init__(self):
@@ -85,3 +89,20 @@ def test_a_fault_names_its_place_and_the_lines_that_run_it():
 
 def test_swapped_axes_change_places():
     assert any("permute(0, (1), (2)).float()" in text for text in changed("transpose-axes"))
+
+
+def test_a_fault_knows_the_expressions_around_it():
+    [swap] = [m for m in FOUND if m.mutator == "joined-in-another-order"]
+    texts = [SOURCE[start:end].decode() for start, end in swap.around]
+    joined = "torch.cat([text, picture], dim=1)"
+    assert texts[0] == joined and texts[-1] == f"{joined}.clamp(0, 1)"
+
+
+def test_repeats_change_places():
+    assert "(lambda x: x.repeat(number, *[1] * (x.ndim - 1)))(both)" in "".join(changed("repeated-in-another-order"))
+
+
+def test_an_equivalent_fault_needs_a_reason():
+    for entry in known():
+        assert len(entry.reason) > 40, f"{entry.module} {entry.before}: say why nothing can show"
+    assert not reason_for(FOUND[0])

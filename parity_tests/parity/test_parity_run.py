@@ -113,9 +113,9 @@ def test_a_port_that_raises_is_no_parity_and_its_words_are_shown(run_against):
 
 def test_a_refused_call_must_be_refused_in_the_same_words(monkeypatch, run_against):
     monkeypatch.setattr(
-        run, "build_cases", lambda *_: [run.Case(name="odd", changes={"prompt_embeds": 1}), run.Case(name="plain")]
+        run, "all_calls", lambda *_: [run.Case(name="odd", changes={"prompt_embeds": 1}), run.Case(name="plain")]
     )
-    report = run_against(cases=None)
+    report = run_against(cases=["odd", "plain"])
     assert [case.verdict for case in report.cases] == ["rejected alike", "parity"] and report.passed
 
     def doctor(pipeline):
@@ -126,8 +126,8 @@ def test_a_refused_call_must_be_refused_in_the_same_words(monkeypatch, run_again
 
 
 def test_a_pipeline_whose_calls_are_all_refused_has_not_passed(monkeypatch, run_against):
-    monkeypatch.setattr(run, "build_cases", lambda *_: [run.Case(name="odd", changes={"prompt_embeds": 1})])
-    report = run_against(cases=None)
+    monkeypatch.setattr(run, "all_calls", lambda *_: [run.Case(name="odd", changes={"prompt_embeds": 1})])
+    report = run_against(cases=["odd"])
     assert report.verdict == "reference refuses all calls" and report.exit_code == 1
     assert report.cases[0].reference_error in report.reason
 
@@ -148,6 +148,24 @@ def test_a_call_that_would_be_long_is_compared_up_to_its_first_large_tensor(monk
     report = run_against()
     assert report.passed and report.cases[0].stopped
     assert report.cases[0].stages[-1].stage == "transformer[0]"
+
+
+def test_half_precision_is_tried_by_default_and_shows_what_single_precision_hides(monkeypatch, run_against):
+    monkeypatch.setattr(run, "all_calls", lambda *_: [run.Case(name="plain")])
+    assert [case.name for case in run_against(cases=None).cases] == ["plain", "half precision"]
+
+    def doctor(pipeline):
+        up = pipeline.transformer.transformer_blocks[0].ff.net[0]
+        proj = up.proj
+
+        def forward(x):  # what is rounded to half between projection and activation is not
+            wide = torch.nn.functional.linear(x.float(), proj.weight.float(), proj.bias.float())
+            return torch.nn.functional.gelu(wide, approximate=up.approximate).to(x.dtype)
+
+        up.forward = forward
+
+    report = run_against(doctor, cases=None)
+    assert [case.passed for case in report.cases] == [True, False] and report.verdict == "differs"
 
 
 def test_a_reference_that_wavers_is_no_pass(monkeypatch, run_against):

@@ -14,6 +14,9 @@ import pytest
 from parity_tests.browser import Browser, Page
 from parity_tests.review.conftest import converter, reviewed
 from porter.parity import html as parity_html
+from porter.parity.compare import StageResult
+from porter.parity.locate import LayerDifference, Location
+from porter.parity.metrics import Metrics
 from porter.parity.results import CaseResult, ParityReport, Pictures
 from porter.review.diff import Hunk, PortDiff
 from porter.review.html import write
@@ -144,3 +147,28 @@ def test_a_parity_report_opens_what_differs_and_shows_pictures(browser, tmp_path
     page.click("details summary")
     page.click("details:nth-of-type(2) summary")
     assert page.evaluate("[...document.querySelectorAll('details')].map(d => d.open)") == [True, False]
+
+
+def test_the_page_of_parity_draws_the_difference_over_stages_and_layers(browser, tmp_path):
+    metrics = [Metrics(equal=True), Metrics(equal=False, rel_l2=1e-3)]
+    stages = [
+        StageResult(stage=f"transformer[{i}]", kind="component", verdict="differs" if i else "equal", metrics=found)
+        for i, found in enumerate(metrics)
+    ]
+    layers = [LayerDifference(path=f"blocks.{i}", rel_l2=10.0 ** (i - 5)) for i in range(4)]
+    location = Location(path="blocks.0", arguments_differ=False, layers=layers)
+    case = CaseResult(name="plain", description="", verdict="differs", stages=stages, location=location)
+    report = ParityReport(pipeline="TinyPipeline", verdict="differs", cases=[case], reproduce="changes = {}")
+    parity_html.write(report, tmp_path / "parity.html")
+    page = browser.page()
+    page.goto(tmp_path / "parity.html")
+    assert page.problems == [] and len(page.requests) == 1
+    assert page.evaluate("[...document.querySelectorAll('svg')].map(s => s.querySelectorAll('circle').length)") == [
+        2,
+        4,
+    ]
+    second = "[...document.querySelectorAll('svg')[1].querySelectorAll('circle')]"
+    heights = page.evaluate(f"{second}.map(c => c.cy.baseVal.value)")
+    assert heights == sorted(heights, reverse=True)  # what is further off stands higher
+    assert page.evaluate("document.querySelectorAll('svg')[0].getBoundingClientRect().width") > 300
+    assert "changes = {}" in page.text()

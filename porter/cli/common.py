@@ -137,8 +137,10 @@ def hush_libraries() -> None:
 def hush_warnings() -> None:
     """Tiny checkpoints and calls made to try everything draw warnings that say nothing about a port."""
     import diffusers
+    import transformers
 
     diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
     logging.getLogger("porter").setLevel(logging.ERROR)
 
 

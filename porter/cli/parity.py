@@ -41,6 +41,7 @@ Dtype = Annotated[str, typer.Option("--dtype", help="of the weights of both side
 Mutate = Annotated[bool, typer.Option("--mutate", help="plant faults into the port and count those that are seen")]
 Mutants = Annotated[int, typer.Option("--mutants", metavar="N", min=1, help="generic faults to plant")]
 Draw = Annotated[int, typer.Option("--draw", metavar="N", min=0, help="draw N calls besides the usual ones")]
+Stream = Annotated[bool, typer.Option("--stream", help="never hold both sides in memory at once")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write the report as a page")]
 
 
@@ -55,6 +56,7 @@ def parity(
     mutate: Mutate = False,
     mutants: Mutants = 60,
     draw: Draw = 0,
+    stream: Stream = False,
     models_dir: ModelsDir = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -64,6 +66,8 @@ def parity(
     _check(name, everything, checkpoint, engine, html)
     if mutate and (everything or checkpoint or html or (engine, device, dtype) != ("porter", "cpu", "float32")):
         raise Failure("--mutate takes one pipeline, its tiny checkpoint and porter's own engine: leave the rest out")
+    if stream and (draw or engine != "porter"):
+        raise Failure("--stream goes with porter's own engine, and not with --draw, which takes both sides at once")
     check_dtype(dtype)
     _start(engine, verbose)
     names = _names(name, models_dir)
@@ -84,7 +88,14 @@ def parity(
             print(f"{number}/{len(names)} {each}", file=sys.stderr)
         with bad_input(SpecError):
             report = run_parity(
-                each, checkpoint=checkpoint, models_dir=models_dir, engine=engine, device=device, dtype=dtype, draw=draw
+                each,
+                checkpoint=checkpoint,
+                models_dir=models_dir,
+                engine=engine,
+                device=device,
+                dtype=dtype,
+                draw=draw,
+                stream=stream,
             )
         reports.append(report)
         if not json and not quiet and not everything:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,7 @@ class Event:
     """The how manieth call of that name."""
     kind: str
     """method, component, codec, schedule, step, processor or final: how strictly it must match."""
-    values: dict[str, Leaf]
+    values: Mapping[str, Leaf]
     """Flattened arguments (``args.…``) and results (``result.…``)."""
     raw: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     """The arguments of a component's forward, to call it again."""
@@ -68,7 +68,7 @@ class Capture:
     """Whether the run was ended on purpose: before its first prediction, or before a call that would be long."""
     _counts: dict[str, int] = field(default_factory=dict)
 
-    def add(self, name: str, kind: str, values: dict[str, Leaf], raw: Any = None) -> None:
+    def add(self, name: str, kind: str, values: Mapping[str, Leaf], raw: Any = None) -> None:
         """Append an event, numbered among those of its name."""
         call = self._counts.get(name, 0)
         self._counts[name] = call + 1
@@ -104,7 +104,9 @@ def _is_pipeline(item: Any) -> bool:
 
 
 @contextlib.contextmanager
-def capture(pipeline: Any, methods: set[str] | None = None, stop: bool = False) -> Iterator[Capture]:
+def capture(
+    pipeline: Any, methods: set[str] | None = None, stop: bool = False, record: Capture | None = None
+) -> Iterator[Capture]:
     """Watch ``pipeline`` while the block runs.
 
     Args:
@@ -112,8 +114,9 @@ def capture(pipeline: Any, methods: set[str] | None = None, stop: bool = False) 
         methods: which of the pipeline's own methods are watched; None: all that are stages.
         stop: raise :class:`Enough` instead of the first prediction, whose arguments are recorded, and instead of
             encoding or decoding anything large. What is too large for a comparison ends the run in any case.
+        record: what the events are added to; None: a new one.
     """
-    record = Capture()
+    record = Capture() if record is None else record
     parts = components(pipeline)
     known = {id(item): name for name, item in parts.items()}
     with contextlib.ExitStack() as stack:

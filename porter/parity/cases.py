@@ -17,12 +17,12 @@ from porter.parity.request import PER_PROMPT
 
 UNTIDY_PROMPT = "  A  Caf\u00e9 &amp;amp; the\n\ncat\u2019s \u00e2\u0080\u0099mat\u00a0 <b>in red</b> "
 SECOND_PROMPT = "a cat on a mat, in red and blue"
-_GUIDANCE = ("guidance_scale", "true_cfg_scale")
+GUIDANCE = ("guidance_scale", "true_cfg_scale")
 _OTHER_GUIDANCE = ("prior_guidance_scale", "decoder_guidance_scale", "audio_guidance_scale")
 _ON, _OFF = 3.5, 1.0
 
 # What bounds the cost of a call stays, whatever else is left out.
-_COST = re.compile(
+COST = re.compile(
     r"(num_\w*steps|height|width|\w*num_frames|\w*frame_size|resolution|\w*length|decode_chunk_size|generator|audio_duration"
     r"|min_\w+|max_\w+|processing_resolution|batch_size|\w*_grid|size)"
 )
@@ -79,6 +79,7 @@ def build_cases(
         *build.sizes(),
         *build.output_types(),
         *build.repeats(),
+        *build.steps(),
         *build.strength(),
         *own,
         build.minimal(required),
@@ -129,7 +130,7 @@ class _Builder:
 
     def guidance(self) -> list[Case]:
         """Guidance on, off and left to the default; with and without a negative prompt."""
-        scales = [name for name in _GUIDANCE if name in self.parameters]
+        scales = [name for name in GUIDANCE if name in self.parameters]
         others = [name for name in _OTHER_GUIDANCE if name in self.parameters]
         cases = []
         negative: dict[str, Any] = {}
@@ -172,7 +173,15 @@ class _Builder:
             each = [{"$generator": 3}, {"$generator": 4}]
             changes = {**dict.fromkeys(names, 2), "generator": each}
             cases.append(Case(name="two per prompt, a generator each", changes=changes))
+        batch = next(iter(self.batches()), None)
+        if names and batch is not None:  # whether outputs lie by prompt or by turn shows only so
+            cases.append(Case(name="two prompts, two per prompt", changes=batch.changes | dict.fromkeys(names, 2)))
         return cases
+
+    def steps(self) -> list[Case]:
+        """Steps that are neither the first nor the last, nor the first of their order."""
+        steps = self.inputs.get("num_inference_steps")
+        return [Case(name="more steps", changes={"num_inference_steps": steps + 3})] if isinstance(steps, int) else []
 
     def strength(self) -> list[Case]:
         """A start in the middle of the schedule."""
@@ -184,14 +193,14 @@ class _Builder:
     def minimal(self, required: set[str]) -> Case:
         """Only what the call needs; every other argument left to its default."""
         inputs = self.inputs
-        kept = {name for name in inputs if name in required or name == "prompt" or _COST.fullmatch(name)}
+        kept = {name for name in inputs if name in required or name == "prompt" or COST.fullmatch(name)}
         kept |= {name for name, value in inputs.items() if isinstance(value, (dict, list)) and "negative" not in name}
         return Case(name="defaults", omitted=sorted(set(inputs) - kept))
 
     def bare(self, required: set[str]) -> Case:
         """As little as the call can do with: sizes, steps and frame counts take their defaults too."""
         omitted = set(self.minimal(required).omitted)
-        omitted |= {name for name in self.inputs if _COST.fullmatch(name) and name != "generator"} - required
+        omitted |= {name for name in self.inputs if COST.fullmatch(name) and name != "generator"} - required
         return Case(name="all defaults", omitted=sorted(omitted), first_call_only=True)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from porter.parity import spec as specs
 from porter.parity.spec import SpecError, available
 
-__all__ = ["SpecError", "available", "build", "load_inputs"]
+__all__ = ["SpecError", "available", "build", "check", "load_inputs"]
+
+# Loading these runs what is pickled in them.
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def build(name: str, out_dir: str | Path, seed: int = 0, root: str | Path | None = None) -> Path:
@@ -42,3 +46,53 @@ def load_inputs(name: str, root: str | Path | None = None) -> dict[str, Any]:
 
     spec = specs.read(name, root)
     return recipes.decode(spec.inputs, load_file(spec.tensors) if spec.tensors else None)
+
+
+def check(folder: str | Path, name: str) -> None:
+    """See that a checkpoint folder holds pipeline ``name``, whole, with weights in safetensors only.
+
+    Raises:
+        SpecError: it does not; the message says what to do.
+    """
+    folder = Path(folder)
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise SpecError(f"{folder} holds no model_index.json: name the folder of a whole pipeline")
+    try:
+        entries = json.loads(index.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{index} is not valid JSON: {error}") from error
+    found = entries.get("_class_name") if isinstance(entries, dict) else None
+    if found != name:
+        raise SpecError(
+            f"{folder} is a checkpoint of {found}, not of {name}: name that pipeline, or another checkpoint"
+        )
+    for component, value in sorted(entries.items()):
+        if isinstance(value, list) and len(value) == 2 and all(isinstance(item, str) for item in value):
+            _check_component(folder, component)
+
+
+def _check_component(folder: Path, component: str) -> None:
+    part = folder / component
+    if not part.is_dir():
+        raise SpecError(f"{folder} lacks the folder {component} that model_index.json names: fetch it again")
+    files = [file for file in part.iterdir() if file.is_file()]
+    for index in part.glob("*.safetensors.index.json"):
+        shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+        missing = sorted(shard for shard in shards if not (part / shard).is_file())
+        if missing:
+            raise SpecError(f"{part} lacks {', '.join(missing)}: fetch the checkpoint again")
+    has_weights = any(file.suffix == ".safetensors" for file in files)
+    pickled = sorted(file.name for file in files if file.suffix in _PICKLES)
+    if pickled and not has_weights:
+        raise SpecError(f"{part} has pickled weights only ({pickled[0]}); convert them to safetensors")
+    if not has_weights and not pickled and _has_weights(part):
+        raise SpecError(f"{part} has no weights: fetch the checkpoint again")
+
+
+def _has_weights(part: Path) -> bool:
+    """Whether a component is a model, by its config; schedulers, tokenizers and processors have none or another."""
+    return (part / "config.json").is_file() and not any(
+        (part / name).is_file()
+        for name in ("scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
+    )

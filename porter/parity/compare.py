@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -19,7 +20,8 @@ Verdict = Literal["equal", "within gate", "differs", "missing", "extra", "not a 
 FAILING: frozenset[str] = frozenset({"differs", "missing", "extra", "not a number"})
 
 # A port may inline a helper or move pre-processing into a hook; then the stages behind it tell.
-_SOFT = frozenset({"method", "processor"})
+SOFT = frozenset({"method", "processor"})
+"""Kinds of stages that may be called another number of times, or in another order."""
 
 # How a result is handed over, not what it is.
 _IGNORED = frozenset({"args.return_dict"})
@@ -48,14 +50,23 @@ class StageResult(BaseModel):
         return self.part.startswith("args")
 
 
-def compare(reference: Capture, port: Capture, device: str = "cpu") -> list[StageResult]:
-    """Every stage in the reference's order, then what the port did beyond that."""
+def compare(
+    reference: Capture, port: Capture, device: str = "cpu", done: Mapping[str, StageResult] | None = None
+) -> list[StageResult]:
+    """Every stage in the reference's order, then what the port did beyond that.
+
+    Args:
+        reference: what diffusers did.
+        port: what the port did.
+        device: where both ran.
+        done: stages that were compared as they came.
+    """
     theirs = {event.stage: event for event in port.events}
     counts = Counter(event.name for event in reference.events), Counter(event.name for event in port.events)
     results = []
     for event in reference.events:
         other = _counterpart(event, theirs, device)
-        soft = event.kind in _SOFT
+        soft = event.kind in SOFT
         mine, its = counts[0][event.name], counts[1][event.name]
         if soft and mine != its:
             note = f"called {mine} times by the reference, {its} by the port"
@@ -66,9 +77,10 @@ def compare(reference: Capture, port: Capture, device: str = "cpu") -> list[Stag
         elif event.name == "output" and not event.values:
             results.append(_result(event, "not a number", "", None, "no arrays in the output, nothing was compared"))
         else:
-            results.append(compare_events(event, other, device))
+            found = (done or {}).get(event.stage)
+            results.append(compare_events(event, other, device) if found is None else found)
     for event in theirs.values():
-        verdict: Verdict = "unobserved" if event.kind in _SOFT else "extra"
+        verdict: Verdict = "unobserved" if event.kind in SOFT else "extra"
         note = f"called {counts[0][event.name]} times by the reference, {counts[1][event.name]} by the port"
         results.append(StageResult(stage=event.stage, kind=event.kind, verdict=verdict, note=note))
     return results
@@ -123,14 +135,14 @@ def compare_events(reference: Event, port: Event, device: str = "cpu") -> StageR
     return _result(reference, "equal", "", Metrics(equal=True), "")
 
 
-def _paths(reference: dict[str, Leaf], port: dict[str, Leaf]) -> list[str]:
+def _paths(reference: Mapping[str, Leaf], port: Mapping[str, Leaf]) -> list[str]:
     """Paths to compare: arguments first; what is absent on one side and says nothing on the other is no difference."""
     paths = list(dict.fromkeys([*reference, *port]))
     paths = [path for path in paths if path not in _IGNORED and not _silent(path, reference, port)]
     return sorted(paths, key=lambda path: not path.startswith("args"))
 
 
-def _silent(path: str, reference: dict[str, Leaf], port: dict[str, Leaf]) -> bool:
+def _silent(path: str, reference: Mapping[str, Leaf], port: Mapping[str, Leaf]) -> bool:
     if path in reference and path in port:
         return False
     value = reference.get(path, port.get(path))

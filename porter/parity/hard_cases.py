@@ -1,9 +1,13 @@
-"""Calls at the edge of what a pipeline takes: many are refused, and a port must refuse them in the same words."""
+"""Calls at the edge of what a pipeline takes: long ones, odd ones, and many that are refused.
+
+A port must refuse them in the same words.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from inspect import signature
+import re
+from collections.abc import Callable, Container, Mapping
+from inspect import Parameter, getmodule, getsource, signature, unwrap
 from typing import Any
 
 import torch
@@ -11,7 +15,13 @@ import torch
 from porter.parity.cases import Case
 
 _TOO_LONG = 1_000_000
+_CHECKED = re.compile(r"max_sequence_length\s*>")
 _PADDING = 3
+
+# More words than any pipeline takes tokens of, no two neighbours alike, so that where a text is cut shows.
+_LONG_PROMPT = " ".join(f"{word} {number}" for number in range(130) for word in ("red", "cat", "on", "the", "mat"))
+# More positions than 8 bits of mantissa can count.
+_LONG_SIDE = 264
 
 
 def hard_cases(
@@ -19,25 +29,30 @@ def hard_cases(
     inputs: Mapping[str, Any],
     embeddings: Case | None,
     tensors: dict[str, torch.Tensor],
+    patch: int = 16,
 ) -> list[Case]:
-    """Odd sizes, limits overstepped, nothing or too much to go by, embeddings that are padded.
+    """Odd sizes, long texts and sides, limits overstepped, nothing or too much to go by, embeddings that are padded.
 
     Args:
         call: the pipeline's ``__call__``.
         inputs: recipe of the plain call.
         embeddings: the case that gives embeddings instead of prompts, if there is one.
         tensors: what recipes name; padded embeddings are added.
+        patch: pixels a position of the denoiser, along one side.
     """
-    parameters = set(signature(call).parameters)
-    cases = []
+    parameters = signature(call).parameters
+    cases = _long(parameters, inputs, patch)
     for name, extra in (("height", 1), ("width", 3), ("num_frames", 1)):
         if isinstance(inputs.get(name), int):
             cases.append(Case(name=f"odd {name}", changes={name: inputs[name] + extra}))
-    if "max_sequence_length" in parameters:
+    if isinstance(inputs.get("height"), int) and patch > 1:
+        cases.append(Case(name="half a position taller", changes={"height": inputs["height"] + patch // 2}))
+    if "max_sequence_length" in parameters and _checks_length(call):  # else it would be padded to as many
         changes = {"max_sequence_length": _TOO_LONG}
         cases.append(Case(name="sequence too long", changes=changes, first_call_only=True))
-    if "prompt" in inputs:
+    if "prompt" in inputs and parameters["prompt"].default is not Parameter.empty:
         cases.append(Case(name="no prompt", omitted=["prompt"], first_call_only=True))
+    if "prompt" in inputs:
         cases.append(Case(name="prompt of another type", changes={"prompt": 5}, first_call_only=True))
     if embeddings is not None:
         both = {"prompt": inputs.get("prompt")} | embeddings.changes
@@ -45,6 +60,25 @@ def hard_cases(
         padded = _padded(embeddings, tensors)
         if padded is not None:
             cases.append(padded)
+    return cases
+
+
+def _checks_length(call: Callable[..., Any]) -> bool:
+    """Whether the pipeline's module refuses a length."""
+    module = getmodule(unwrap(call))
+    return module is not None and _CHECKED.search(getsource(module)) is not None
+
+
+def _long(parameters: Container[str], inputs: Mapping[str, Any], patch: int) -> list[Case]:
+    """A text longer than what is taken by default, and a strip with more positions than half precision can count."""
+    cases = []
+    if isinstance(inputs.get("prompt"), str):
+        limits = [name for name in inputs if name.endswith("_length")]
+        texts = [name for name in ("prompt", "negative_prompt") if isinstance(inputs.get(name), str)]
+        cases.append(Case(name="long prompt", changes=dict.fromkeys(texts, _LONG_PROMPT), omitted=limits))
+    if "height" in parameters and "width" in parameters:
+        undecoded = {"output_type": "latent"} if "output_type" in parameters else {}
+        cases.append(Case(name="long strip", changes={"width": _LONG_SIDE * patch, **undecoded}))
     return cases
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from pathlib import Path
 
 from porter.parity.compare import StageResult
+from porter.parity.plot import plot
 from porter.parity.report import describe_difference, number
 from porter.parity.results import CaseResult, ParityReport
 
@@ -17,6 +19,8 @@ td.n { font-variant-numeric: tabular-nums; text-align: right; }
 .good { color: #1a7f37; } .bad { color: #c62828; font-weight: 600; } .dim { color: #777; }
 figure { display: inline-block; margin: 0 1rem 1rem 0; } figcaption { font-size: 12px; color: #555; }
 img { image-rendering: pixelated; border: 1px solid #ccc; max-width: 20rem; }
+.plot { display: block; } .plot svg { width: 100%; max-width: 60rem; } .plot text { font-size: 10px; fill: #777; }
+.plot polyline { fill: none; stroke: #bbb; } .plot .good { fill: #1a7f37; } .plot .bad { fill: #c62828; }
 details { margin: .3rem 0; } summary { cursor: pointer; }
 """
 _GOOD = frozenset({"parity", "rejected alike", "equal", "within gate"})
@@ -28,11 +32,12 @@ def render(report: ParityReport) -> str:
     if report.weights is not None:
         facts["weights"] = report.weights.summary()
     rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in facts.items())
+    again = f"<h2>A call that fails</h2><pre>{escape(report.reproduce)}</pre>" if report.reproduce else ""
     reason = f"<p>{escape(report.reason)}</p>" if report.reason else ""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(report.pipeline)}: parity</title>'
         f"<style>{_STYLE}</style></head><body><h1>{escape(report.pipeline)}: {_verdict(report.verdict)}</h1>{reason}"
-        f"{_overview(report.cases)}{''.join(map(_case, report.cases))}"
+        f"{_overview(report.cases)}{''.join(map(_case, report.cases))}{again}"
         f"<h2>Environment</h2><table>{rows}</table><p>Made by <code>{escape(report.command)}</code></p></body></html>\n"
     )
 
@@ -72,7 +77,8 @@ def _case(case: CaseResult) -> str:
             for label, source in named
             if source
         )
-    head = _row("th", "stage", "verdict", "where", "max abs", "rel L2", "cosine", "PSNR", "SSIM", "note")
+    columns = ("max abs", "rel L2", "cosine", "PSNR", "SSIM", "spectral")
+    head = _row("th", "stage", "verdict", "where", *columns, "note")
     table = f"<table>{head}{''.join(map(_stage, case.stages))}</table>" if case.stages else ""
     errors = "".join(
         f"<p>{side}: <code>{escape(text)}</code></p>"
@@ -82,15 +88,31 @@ def _case(case: CaseResult) -> str:
     opened = "" if case.passed else " open"
     return (
         f"<details{opened}><summary>{escape(case.name)}: {_verdict(case.verdict)} "
-        f'<span class="dim">{escape(case.description)}</span></summary>{figures}{errors}{table}</details>'
+        f'<span class="dim">{escape(case.description)}</span></summary>{figures}{errors}{_plots(case)}{table}</details>'
     )
+
+
+def _plots(case: CaseResult) -> str:
+    """The difference over the stages, and over the layers of the component that it starts in."""
+    stages = [(stage.stage, _distance(stage)) for stage in case.stages if stage.verdict != "unobserved"]
+    drawn = plot("relative difference over stages and steps", stages)
+    if case.location is not None:
+        layers = [(f"{layer.path or 'all of it'}[{layer.call}]", layer.rel_l2) for layer in case.location.layers]
+        drawn += plot("relative difference over the layers, in the order in which they return", layers)
+    return drawn
+
+
+def _distance(stage: StageResult) -> float:
+    if stage.metrics is not None:
+        return stage.metrics.rel_l2
+    return math.inf if stage.failed else 0.0
 
 
 def _stage(stage: StageResult) -> str:
     found = stage.metrics
-    numbers = [""] * 5
+    numbers = [""] * 6
     if found is not None:
-        scores = ["" if value is None else f"{value:.3f}" for value in (found.psnr, found.ssim)]
+        scores = ["" if value is None else f"{value:.3f}" for value in (found.psnr, found.ssim, found.log_spectral)]
         numbers = [number(found.max_abs), number(found.rel_l2), f"{found.cosine:.6f}", *scores]
     return _row("td", escape(stage.stage), _verdict(stage.verdict), escape(stage.part), *numbers, escape(stage.note))
 

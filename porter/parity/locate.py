@@ -9,16 +9,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from porter.parity.capture import Event, bind
 from porter.parity.compare import compare_events
 from porter.parity.flatten import clone_tree, flatten
 from porter.parity.metrics import Metrics
+
+
+class LayerDifference(BaseModel):
+    """How far a layer's result is from the reference's."""
+
+    path: str
+    call: int = 0
+    rel_l2: float
+    """Infinite where the results cannot be compared."""
 
 
 class Location(BaseModel):
@@ -34,6 +44,8 @@ class Location(BaseModel):
     note: str = ""
     reference_source: str = ""
     port_source: str = ""
+    layers: list[LayerDifference] = Field(default_factory=list)
+    """The results of all layers, in the order in which they returned."""
 
 
 def locate(
@@ -42,10 +54,8 @@ def locate(
     """Run both modules on ``call`` and return the first differing layer in execution order; None if all agree."""
     mine, its = _trace(reference, call), _trace(port, call)
     theirs = {event.stage: event for event in its}
-    for event in mine:  # in the order in which the calls returned: inner layers before outer ones
-        other = theirs.get(event.stage)
-        if other is None:
-            continue
+    pairs = [(event, theirs[event.stage]) for event in mine if event.stage in theirs]
+    for event, other in pairs:  # in the order in which the calls returned: inner layers before outer ones
         found = compare_events(_common(event, other), _common(other, event))
         if found.failed:
             path = event.name.removeprefix(".")
@@ -58,8 +68,21 @@ def locate(
                 note=found.note,
                 reference_source=source_line(reference, path, found.arguments_differ),
                 port_source=source_line(port, path, found.arguments_differ),
+                layers=[_layer(*pair) for pair in pairs],
             )
     return None
+
+
+def _layer(event: Event, other: Event) -> LayerDifference:
+    mine, its = (_results(each) for each in (event, other))
+    found = compare_events(mine, its)
+    distance = 0.0 if not found.failed else found.metrics.rel_l2 if found.metrics is not None else math.inf
+    return LayerDifference(path=event.name.removeprefix("."), call=event.call, rel_l2=distance)
+
+
+def _results(event: Event) -> Event:
+    values = {path: leaf for path, leaf in event.values.items() if path.startswith("result")}
+    return dataclasses.replace(event, values=values)
 
 
 def source_line(module: torch.nn.Module, path: str, of_caller: bool = False) -> str:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
-import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,17 @@ import torch
 
 from porter.parity import checkpoint as checkpoints
 from porter.parity import spec as specs
+from porter.parity.calls import all_calls
 from porter.parity.capture import Capture, stage_methods
-from porter.parity.cases import Case, build_cases
+from porter.parity.cases import Case
 from porter.parity.compare import compare, first_difference
-from porter.parity.embeddings import embeddings_case
-from porter.parity.hard_cases import hard_cases
-from porter.parity.mutants import Mutant, apply, find_mutants
+from porter.parity.mutants import Edit, Mutant, apply, find_mutants
+from porter.parity.mutants.equivalents import reason_for
 from porter.parity.mutants.faults import Inapplicable
 from porter.parity.mutation_report import MutantResult, MutationReport
-from porter.parity.planted import Workshop
+from porter.parity.planted import Workshop, traced
 from porter.parity.recipes import decode
-from porter.parity.run import _default_size, _load_tensors, _threads
+from porter.parity.run import load_tensors, threads_set
 from porter.parity.sides import Port, Reference, rejection, restored, small_areas
 from porter.parity.turns import can_take_turns, in_turns, same_leaves
 from porter.parity.weight_check import check_weights
@@ -39,7 +38,10 @@ _SECONDS = 20
 _TURNS = "requests in turns"
 _HELPER = '__import__("porter.parity.mutants.faults", fromlist=["faults"])'
 _UNUSED = f"{_HELPER}.Unused()"
+_NOT_USED = "no case uses the value: one that raises when it is used changes nothing"
 _CHECK_EVERY = 25
+# What is tried in half precision of that which single precision hides.
+_IN_HALF = ("plain", "two prompts", "guidance on", "wider", "long prompt")
 
 
 def run_mutation(
@@ -68,7 +70,7 @@ def run_mutation(
     """
     name = name.removeprefix("diffusers.")
     started = time.perf_counter()
-    with _threads(1), tempfile.TemporaryDirectory(prefix="porter-mutation-") as scratch:
+    with threads_set(1), tempfile.TemporaryDirectory(prefix="porter-mutation-") as scratch:
         folder = checkpoints.build(name, Path(scratch) / name, 0, root)
         bench = Bench(folder, specs.read(name, root), models_dir, "float32", extra_cases)
         mutants, unreached = bench.sites()
@@ -77,19 +79,45 @@ def run_mutation(
         report = MutationReport(pipeline=name, family=bench.workshop.package.rpartition(".")[2], seed=seed)
         report.sites, report.unreached_sites = len(mutants), unreached
         report.cases = [case.name for case in bench.cases]
+        report.port = bench.workshop.digest()
         survivors = [index for index, result in enumerate(results) if result.verdict == "survived"]
         for index in survivors:  # what single precision hides, half precision may show
             results[index] = bench.explain(chosen[index], results[index])
         left = [index for index in survivors if results[index].verdict == "survived" and _is_about_types(chosen[index])]
         if left:
             with contextlib.suppress(ValueError):
-                half = Bench(folder, specs.read(name, root), models_dir, "bfloat16", extra_cases)
+                half = Bench(folder, specs.read(name, root), models_dir, "bfloat16", extra_cases, _IN_HALF)
                 half.sites()
                 for index, result in zip(left, half.judge([chosen[index] for index in left])):
                     if result.verdict != "survived":
                         results[index] = result.model_copy(update={"case": f"{result.case} (bfloat16)"})
     report.mutants = results
     report.seconds = time.perf_counter() - started
+    return report
+
+
+def again(report: MutationReport, *, models_dir: str | Path | None = None) -> MutationReport:
+    """The report with those faults tried again that were not seen: the comparison may see more by now.
+
+    Raises:
+        ValueError: the port is another one by now, or not at parity.
+    """
+    with threads_set(1), tempfile.TemporaryDirectory(prefix="porter-mutation-") as scratch:
+        folder = checkpoints.build(report.pipeline, Path(scratch) / report.pipeline, 0)
+        bench = Bench(folder, specs.read(report.pipeline), models_dir, "float32")
+        if bench.workshop.digest() != report.port:
+            raise ValueError("the port is another one than faults were planted into: run it anew")
+        found = {MutantResult.of(m).place: m for m in bench.everywhere({r.module for r in report.survivors})}
+        report.cases = [case.name for case in bench.cases]
+        kept = []
+        for result in report.mutants:
+            mutant = found.get(result.place)
+            if result.verdict == "survived" and mutant is not None:
+                result = bench.attempt(mutant)
+                result = bench.explain(mutant, result) if result.verdict == "survived" else result
+            if result.verdict != "survived" or mutant is not None:  # else nothing is planted there any more
+                kept.append(result)
+        report.mutants = kept
     return report
 
 
@@ -112,18 +140,20 @@ class Bench:
     """A reference that has run, and a port to plant faults into."""
 
     def __init__(
-        self, folder: Path, spec: specs.Spec, models_dir: str | Path | None, dtype: str, extra: Sequence[Case] = ()
+        self,
+        folder: Path,
+        spec: specs.Spec,
+        models_dir: str | Path | None,
+        dtype: str,
+        extra: Sequence[Case] = (),
+        only: Collection[str] = (),
     ) -> None:
         self.reference = Reference(folder, "cpu", getattr(torch, dtype))
-        self.spec, self.tensors = spec, _load_tensors(spec)
+        self.spec, self.tensors = spec, load_tensors(spec)
         self.workshop = Workshop(folder, models_dir, dtype)
-        own = [Case(**case) for case in spec.cases]
-        with small_areas(self.reference.pipeline):
-            embeddings = embeddings_case(self.reference, spec.inputs, self.tensors)
-        call = type(self.reference.pipeline).__call__
-        own += [embeddings] if embeddings is not None else []
-        own += hard_cases(call, spec.inputs, embeddings, self.tensors)
-        self.cases = build_cases(call, spec.inputs, _default_size(self.reference), [*own, *extra])
+        dropped = getattr(self.workshop.omni.pipeline, "dropped_arguments", ())
+        self.cases = all_calls(self.reference, spec, self.tensors, extra, dropped)
+        self.cases = [case for case in self.cases if not only or case.name in only]
         self.methods = stage_methods(self.reference.pipeline) & stage_methods(self.workshop.omni.pipeline)
         self.recipes = {case.name: case.recipe(spec.inputs) for case in self.cases}
         self.captures: dict[str, Capture] = {}
@@ -164,9 +194,9 @@ class Bench:
         for case in [*self.cases, None]:  # each on a port of its own: what one call keeps, the next does not compute
             label = case.name if case else _TURNS
             with contextlib.ExitStack() as stack:
-                with _traced(self.workshop, self.reach, ""):
+                with traced(self.workshop, self.reach, ""):
                     port = stack.enter_context(self.workshop.planted(first, self.workshop.source(first)))
-                with _traced(self.workshop, self.reach, label):
+                with traced(self.workshop, self.reach, label):
                     stage = self._differs(port, case)
             if stage:
                 raise ValueError(f"the port is not at parity, so no fault can be told: {label}: {stage}")
@@ -175,18 +205,45 @@ class Bench:
         kept = [m for m in found if not m.lines or any((m.module, line) in reached for line in m.lines)]
         return kept, len(found) - len(kept)
 
+    def everywhere(self, modules: Collection[str]) -> list[Mutant]:
+        """All faults of some modules, as if every case reached them: dearer to try, but nothing need be watched.
+
+        Raises:
+            ValueError: the port without faults does not pass.
+        """
+        with self.workshop.planted() as port:
+            for case in [*self.cases, None]:
+                stage = self._differs(port, case)
+                if stage:
+                    name = case.name if case else _TURNS
+                    raise ValueError(f"the port is not at parity, so no fault can be told: {name}: {stage}")
+        found = [m for name in modules for m in find_mutants(self.workshop.source(name), name)]
+        self.reach[""] = {(mutant.module, line) for mutant in found for line in mutant.lines}
+        return found
+
     def judge(self, mutants: Sequence[Mutant]) -> list[MutantResult]:
         """Try each fault; now and then, that the port without faults still passes."""
         results: list[MutantResult] = []
         clean = 0
         for number, mutant in enumerate(mutants, 1):
-            results.append(self.attempt(mutant))
+            results.append(self._unused(mutant) or self.attempt(mutant))
             if number % _CHECK_EVERY == 0 or number == len(mutants):
                 if not self._still_passes():  # a fault changed what all share
                     self.workshop.forget()
                     results[clean:] = [self._alone(each) for each in mutants[clean:number]]
                 clean = number
         return results
+
+    def _unused(self, mutant: Mutant) -> MutantResult | None:
+        """The result of a default that no case leaves in place: most are so, and this way they are run once."""
+        if not mutant.is_default or len(mutant.edits) != 1:
+            return None
+        source, [edit] = self.workshop.source(mutant.module), mutant.edits
+        result = self.attempt(mutant, source[: edit.start] + _UNUSED.encode() + source[edit.end :])
+        if result.verdict != "survived":
+            return None
+        result.verdict, result.reason = "unreached", _NOT_USED
+        return result
 
     def _alone(self, mutant: Mutant) -> MutantResult:
         self.workshop.forget()
@@ -266,25 +323,38 @@ class Bench:
         return "" if same else "output"
 
     def explain(self, mutant: Mutant, result: MutantResult) -> MutantResult:
-        """Whether a fault survived because nothing uses the value that it changes."""
-        if len(mutant.edits) == 1:
-            start, end = min(e.start for e in mutant.edits), max(e.end for e in mutant.edits)
-            source = self.workshop.source(mutant.module)
+        """Whether a fault survived because it cannot be seen: nothing uses the value, or the value is the same."""
+        source = self.workshop.source(mutant.module)
+        span = min(e.start for e in mutant.edits), max(e.end for e in mutant.edits)
+        places = list(dict.fromkeys([*([span] if len(mutant.edits) == 1 else []), *mutant.around]))
+        for start, end in places:
             poisoned = source[:start] + _UNUSED.encode() + source[end:]
             if self.attempt(mutant, poisoned).verdict == "survived":
-                result.verdict = "unreached"
-                result.reason = "no case uses the value: one that raises when it is used changes nothing"
-            elif mutant.bug and not mutant.is_default:
-                before, [edit] = source[start:end].decode(), mutant.edits
-                both = f"{_HELPER}.same(({before}), ({edit.text}))"
-                if self.attempt(mutant, source[:start] + both.encode() + source[end:]).verdict == "survived":
-                    result.verdict = "equivalent"
-                    result.reason = "both texts have the same value wherever a case evaluates them: nothing to see"
+                result.verdict, result.reason = "unreached", _NOT_USED
+                return result
+        reason = reason_for(mutant)
+        if mutant.bug and not mutant.is_default:
+            places = places[:1]
+        elif not reason:
+            return result
+        for start, end in places:
+            if self.attempt(mutant, _both(source, mutant, start, end)).verdict == "survived":
+                result.verdict = "equivalent"
+                agree = "both texts have the same value wherever a case evaluates them"
+                result.reason = f"{reason}; {agree}" if reason else f"{agree}: nothing to see"
+                return result
         return result
 
 
+def _both(source: bytes, mutant: Mutant, start: int, end: int) -> bytes:
+    """The source with an expression that is evaluated with the fault and without, and must be the same."""
+    inside = [Edit(edit.start - start, edit.end - start, edit.text) for edit in mutant.edits]
+    before, after = source[start:end], apply(source[start:end], inside)
+    return source[:start] + f"{_HELPER}.same((".encode() + before + b"), (" + after + b"))" + source[end:]
+
+
 def _output(capture: Capture) -> dict[str, Any]:
-    return next(event.values for event in capture.events if event.name == "output")
+    return next(dict(event.values) for event in capture.events if event.name == "output")
 
 
 def _is_about_types(mutant: Mutant) -> bool:
@@ -307,25 +377,3 @@ def _time_limit(seconds: int) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-
-
-@contextlib.contextmanager
-def _traced(workshop: Workshop, reach: dict[str, set[tuple[str, int]]], label: str) -> Iterator[None]:
-    """Note the lines of the port that run in the block."""
-    files = {str(file): name for name, file in workshop.modules.items()}
-    seen = reach.setdefault(label, set())
-
-    def line(frame: Any, event: str, _: Any) -> Any:
-        if event == "line":
-            seen.add((files[frame.f_code.co_filename], frame.f_lineno))
-        return line
-
-    def call(frame: Any, event: str, _: Any) -> Any:
-        return line if frame.f_code.co_filename in files else None
-
-    before = sys.gettrace()
-    sys.settrace(call)
-    try:
-        yield
-    finally:
-        sys.settrace(before)

@@ -49,6 +49,11 @@ class MutantResult(BaseModel):
         )
 
     @property
+    def place(self) -> tuple[str, str, int, str, str]:
+        """What tells one fault of a port from the others."""
+        return self.mutator, self.module, self.line, self.before, self.after
+
+    @property
     def caught(self) -> bool:
         """Whether the fault cannot pass unseen."""
         return self.verdict in ("killed", "does not load")
@@ -60,6 +65,8 @@ class MutationReport(BaseModel):
     schema_version: int = 1
     pipeline: str
     family: str = ""
+    port: str = ""
+    """sha256 of the port's source files: of another port, nothing is said."""
     seed: int = 0
     sites: int = 0
     """Places of faults in code that some case runs."""

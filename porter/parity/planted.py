@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import copy
 import dataclasses
@@ -14,10 +13,14 @@ from typing import Any
 
 import torch
 
+from porter.parity.port_files import digest, siblings
 from porter.parity.sides import Port, align_module
 from porter.runtime.diffusion.model_loader.diffusers_loader import DiffusersPipelineLoader
 from porter.runtime.diffusion.registry import ModelRegistry
 from porter.runtime.entrypoints.omni import Omni
+
+# A function that ran as often without anything new being seen anywhere is not watched on: watching is slow.
+_CALLS = 8
 
 
 class Workshop:
@@ -33,6 +36,7 @@ class Workshop:
         self.omni = Omni(model=str(checkpoint), models_dir=models_dir, device="cpu", dtype=dtype)
         self.registry = ModelRegistry(models_dir)
         port = sys.modules[type(self.omni.pipeline).__module__]
+        self._file = Path(port.__file__ or "")
         self.package = port.__name__.rpartition(".")[0]
         self.modules = self._needed(port)
         """Source files of the port by the name of their module, what is imported first."""
@@ -44,7 +48,7 @@ class Workshop:
 
         def visit(name: str) -> None:
             file = Path(sys.modules[f"{self.package}.{name}"].__file__ or "")
-            for needed in _siblings(file):
+            for needed in siblings(file):
                 if needed not in found and f"{self.package}.{needed}" in sys.modules:
                     visit(needed)
             found[name] = file
@@ -55,6 +59,10 @@ class Workshop:
     def source(self, module: str) -> bytes:
         """The text of one of the port's modules."""
         return self.modules[module].read_bytes()
+
+    def digest(self) -> str:
+        """sha256 of the port's source files."""
+        return digest(self._file)
 
     @contextlib.contextmanager
     def planted(self, module: str | None = None, source: bytes = b"") -> Iterator[Port]:
@@ -81,7 +89,7 @@ class Workshop:
         """The module and what imports it, in the order of import."""
         changed = {module}
         for name, file in self.modules.items():
-            if changed & _siblings(file):
+            if changed & siblings(file):
                 changed.add(name)
         return [name for name in self.modules if name in changed]
 
@@ -144,8 +152,31 @@ class Workshop:
         return port
 
 
-def _siblings(file: Path) -> set[str]:
-    """Modules of its own package that a file imports."""
-    tree = ast.parse(file.read_bytes())
-    imports = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1)
-    return {node.module for node in imports if node.module}
+@contextlib.contextmanager
+def traced(workshop: Workshop, reach: dict[str, set[tuple[str, int]]], label: str) -> Iterator[None]:
+    """Note the lines of the port that run in the block."""
+    files = {str(file): name for name, file in workshop.modules.items()}
+    seen = reach.setdefault(label, set())
+    known: dict[CodeType, list[int]] = {}
+
+    def line(frame: Any, event: str, _: Any) -> Any:
+        if event == "line":
+            seen.add((files[frame.f_code.co_filename], frame.f_lineno))
+        return line
+
+    def call(frame: Any, event: str, _: Any) -> Any:
+        code = frame.f_code
+        if code.co_filename not in files:
+            return None
+        held = known.setdefault(code, [0, 0])
+        if len(seen) != held[1]:  # somewhere something new ran since; it may have been here
+            held[:] = [0, len(seen)]
+        held[0] += 1
+        return line if held[0] <= _CALLS else None
+
+    before = sys.gettrace()
+    sys.settrace(call)
+    try:
+        yield
+    finally:
+        sys.settrace(before)

@@ -33,7 +33,8 @@ def print_report(report: ParityReport, console: Console | None = None, verbose: 
     if report.cases:
         out.print(_case_table(report.cases))
     if report.drawn:
-        out.print(f"{report.drawn} calls drawn")
+        nothing = f", {report.undecided} of them NaN in diffusers itself" if report.undecided else ""
+        out.print(f"{report.drawn} calls drawn{nothing}")
     if report.reproduce:
         out.print("the smallest drawn call that fails:")
         out.print(report.reproduce, markup=False, highlight=False)

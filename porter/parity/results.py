@@ -71,6 +71,8 @@ class ParityReport(BaseModel):
     cases: list[CaseResult] = Field(default_factory=list)
     drawn: int = 0
     """How many calls were drawn besides the cases, those made while a failing one was made smaller among them."""
+    undecided: int = 0
+    """How many of those showed nothing, since diffusers itself computes NaN in them."""
     reproduce: str = ""
     """Python that runs the smallest drawn call that failed again; empty if none failed."""
     environment: dict[str, str] = Field(default_factory=dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import platform
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -16,20 +17,21 @@ import torch
 
 from porter.parity import checkpoint as checkpoints
 from porter.parity import spec as specs
+from porter.parity.calls import all_calls
 from porter.parity.capture import Capture, neural_components, stage_methods
-from porter.parity.cases import Case, build_cases
+from porter.parity.cases import Case
 from porter.parity.compare import StageResult, compare, first_difference, largest_difference
-from porter.parity.drawn import draw_cases, snippet
-from porter.parity.embeddings import embeddings_case
-from porter.parity.hard_cases import hard_cases
+from porter.parity.drawn import computes_nothing, draw_cases, snippet
 from porter.parity.locate import Location, locate
 from porter.parity.pictures import pictures
 from porter.parity.recipes import decode
 from porter.parity.relations import check_relations
 from porter.parity.results import CaseResult, ParityReport
 from porter.parity.sides import Reference, Side, port_side, rejection, restored, small_areas, start_engine
+from porter.parity.streamed import run_streamed
 from porter.parity.weight_check import check_weights
 
+_HALF = "half precision"
 _PACKAGES = ("porter", "torch", "diffusers", "transformers", "safetensors", "numpy", "vllm", "vllm-omni")
 
 
@@ -47,6 +49,7 @@ def run_parity(
     threads: int | None = None,
     extra_cases: Sequence[Case] = (),
     draw: int = 0,
+    stream: bool = False,
 ) -> ParityReport:
     """Compare the port of pipeline ``name`` with diffusers, stage by stage, over all cases that apply.
 
@@ -63,11 +66,14 @@ def run_parity(
         threads: of torch, on both sides; None: one for a tiny checkpoint (more only get in each other's way, above all
             on a busy machine), torch's own choice for a given one.
         extra_cases: calls besides those that follow from the signature and the spec.
-        draw: number of calls to draw besides; the smallest one that fails is reported. Calls at the edge of what the
-            pipeline takes, and relations between runs of the port, are checked with them.
+        draw: number of calls to draw besides, at most two minutes long; the smallest one that fails is reported.
+            Relations between runs of the port are checked with them.
+        stream: whether the reference is run first, its stages written to disk, and let go before the port is loaded,
+            so that the two are never in memory at once. With the engine ``porter``, and without drawn calls.
 
     Raises:
-        SpecError: the spec is malformed, or none of the named cases exists.
+        SpecError: the spec is malformed, a named case does not exist, or the checkpoint is of another class, not
+            whole, or pickled.
     """
     name = name.removeprefix("diffusers.")
     started = time.perf_counter()
@@ -77,19 +83,39 @@ def run_parity(
         device=device,
         dtype=dtype,
         environment=_environment(),
-        command=_command(name, engine),
+        command=_command(
+            name,
+            checkpoint=checkpoint,
+            engine="" if engine == "porter" else engine,
+            device="" if device == "cpu" else device,
+            dtype="" if dtype == "float32" else dtype,
+            stream=stream,
+            draw=draw,
+            **{"models-dir": models_dir},
+        ),
     )
     start_engine(engine)
     if name not in specs.available(root):
         report.verdict = "not tested (no checkpoint)"
         report.reason = f"no tiny checkpoint for {name}; available: porter.parity.checkpoint.available()"
         return report
+    if checkpoint is not None and Path(checkpoint).is_dir():
+        checkpoints.check(checkpoint, name)
     if threads is None and checkpoint is None:
         threads = 1
-    with _threads(threads), tempfile.TemporaryDirectory(prefix="porter-parity-") as scratch:
+    with threads_set(threads), tempfile.TemporaryDirectory(prefix="porter-parity-") as scratch:
         report.environment["threads"] = str(torch.get_num_threads())
         folder = Path(checkpoint) if checkpoint else checkpoints.build(name, Path(scratch) / name, seed, root)
-        _run(report, folder, models_dir, engine, cases, specs.read(name, root), extra_cases, draw)
+        spec = specs.read(name, root)
+        if stream:
+            _stream(report, folder, models_dir, cases, spec, extra_cases)
+        else:
+            _run(report, folder, models_dir, engine, cases, spec, extra_cases, draw)
+            halved = checkpoint is None and (engine, dtype) == ("porter", "float32")
+            if halved and report.verdict == "parity" and (cases is None or _HALF in cases):
+                report.cases += _in_half_precision(report, folder, models_dir, spec)
+        if report.verdict == "parity":
+            _conclude(report)
     report.seconds = time.perf_counter() - started
     return report
 
@@ -109,16 +135,7 @@ def _run(
     except Exception as error:
         report.verdict, report.reason = "reference does not load", rejection(error)
         return
-    tensors = _load_tensors(spec)
-    own = [*(Case(**case) for case in spec.cases), *extra]
-    with small_areas(reference.pipeline):
-        embeddings = embeddings_case(reference, spec.inputs, tensors)
-    if embeddings is not None:
-        own.append(embeddings)
-    if draw:
-        own += hard_cases(type(reference.pipeline).__call__, spec.inputs, embeddings, tensors)
-    cases = build_cases(type(reference.pipeline).__call__, spec.inputs, _default_size(reference), own)
-    chosen = _choose(cases, wanted)
+    tensors = load_tensors(spec)
     try:
         port = port_side(engine, folder, models_dir, report.device, report.dtype)
     except Exception as error:
@@ -126,6 +143,8 @@ def _run(
         return
     try:
         report.weights = check_weights(reference.pipeline, port.pipeline)
+        cases = all_calls(reference, spec, tensors, extra, getattr(port.pipeline, "dropped_arguments", ()))
+        chosen = _choose(cases, wanted)
         with small_areas(reference.pipeline, port.pipeline):
             for case in chosen:
                 recipe = case.recipe(spec.inputs)
@@ -138,8 +157,24 @@ def _run(
                 _draw(report, spec, tensors, reference, port, draw)
     finally:
         port.close()
+
+
+def _stream(
+    report: ParityReport,
+    folder: Path,
+    models_dir: str | Path | None,
+    wanted: Sequence[str] | None,
+    spec: specs.Spec,
+    extra: Sequence[Case],
+) -> None:
+    """As :func:`_run`, one side after the other."""
+    run_streamed(report, folder, models_dir, spec, load_tensors(spec), lambda cases: _choose(cases, wanted), extra)
+
+
+def _conclude(report: ParityReport) -> None:
+    """The verdict on all cases and weights."""
     verdicts = {case.verdict for case in report.cases}
-    if not report.weights.passed:
+    if report.weights is not None and not report.weights.passed:
         report.verdict, report.reason = "differs", f"weights: {report.weights.summary()}"
     elif "differs" in verdicts:
         report.verdict = "differs"
@@ -148,6 +183,30 @@ def _run(
     elif "parity" not in verdicts:
         report.verdict = "reference refuses all calls"
         report.reason = f"nothing was computed: {report.cases[0].reference_error}"
+
+
+def _in_half_precision(
+    report: ParityReport,
+    folder: Path,
+    models_dir: str | Path | None,
+    spec: specs.Spec,
+) -> list[CaseResult]:
+    """The plain call with weights in half precision: where a value is widened or not shows only there.
+
+    Nothing if diffusers itself does not load or run so.
+    """
+    case = Case(name=_HALF)
+    try:
+        reference = Reference(folder, report.device, torch.bfloat16)
+    except Exception:
+        return []
+    try:
+        port = port_side("porter", folder, models_dir, report.device, "bfloat16")
+    except Exception as error:
+        return [CaseResult(name=_HALF, description=case.describe(), verdict="differs", port_error=rejection(error))]
+    with small_areas(reference.pipeline, port.pipeline):
+        result = run_case(case, case.recipe(spec.inputs), load_tensors(spec), reference, port, report.device)
+    return [result] if not (result.passed and result.reference_error) else []
 
 
 def _draw(
@@ -161,8 +220,10 @@ def _draw(
     """Try drawn calls; the smallest that fails is a case of the report, with Python that runs it again."""
 
     def run(case: Case) -> CaseResult:
+        result = run_case(case, case.recipe(spec.inputs), tensors, reference, port, report.device)
         report.drawn += 1
-        return run_case(case, case.recipe(spec.inputs), tensors, reference, port, report.device)
+        report.undecided += computes_nothing(result)
+        return result
 
     found, case = draw_cases(type(reference.pipeline).__call__, spec.inputs, run, count)
     if found is not None and case is not None:
@@ -232,33 +293,24 @@ def _choose(cases: list[Case], wanted: Sequence[str] | None) -> list[Case]:
     if wanted is None:
         return cases
     chosen = [case for case in cases if case.name in wanted]
-    unknown = set(wanted) - {case.name for case in cases}
+    known = [*(case.name for case in cases), _HALF]
+    unknown = set(wanted).difference(known)
     if unknown:
-        names = ", ".join(repr(case.name) for case in cases)
+        names = ", ".join(map(repr, known))
         raise specs.SpecError(f"no such case: {', '.join(sorted(unknown))}; there are {names}")
     return chosen
 
 
-def _default_size(reference: Side) -> tuple[int, int] | None:
-    """The size of an output when the call gives none: what the denoiser was made for, times the VAE's factor."""
-    pipeline = reference.pipeline
-    scale = getattr(pipeline, "vae_scale_factor", None)
-    for name in ("unet", "transformer", "prior"):
-        config = getattr(getattr(pipeline, name, None), "config", None)
-        sample = getattr(config, "sample_size", None)
-        if isinstance(sample, int) and isinstance(scale, (int, float)):
-            return int(sample * scale), int(sample * scale)
-    return None
-
-
-def _load_tensors(spec: specs.Spec) -> dict[str, torch.Tensor]:
+def load_tensors(spec: specs.Spec) -> dict[str, torch.Tensor]:
+    """The input values that a spec stores rather than draws."""
     from safetensors.torch import load_file
 
     return load_file(spec.tensors) if spec.tensors else {}
 
 
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads_set(count: int | None) -> Iterator[None]:
+    """Give torch this number of threads for the block; None: leave them."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -277,5 +329,12 @@ def _environment() -> dict[str, str]:
     return found
 
 
-def _command(name: str, engine: str) -> str:
-    return f"porter parity {name}" + ("" if engine == "porter" else f" --engine {engine}")
+def _command(name: str, **options: Any) -> str:
+    """The command line that makes the report again, of what is not the default."""
+    words = ["porter", "parity", name]
+    for option, value in options.items():
+        if value is True:
+            words.append(f"--{option}")
+        elif value:
+            words += [f"--{option}", str(value)]
+    return shlex.join(words)

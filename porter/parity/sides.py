@@ -53,7 +53,10 @@ class Reference:
     def __init__(self, checkpoint: Path, device: str, dtype: torch.dtype) -> None:
         import diffusers
 
-        self.pipeline = diffusers.DiffusionPipeline.from_pretrained(str(checkpoint), **dtype_argument(dtype))
+        # Pickled weights are refused: loading them runs what is in them.
+        self.pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            str(checkpoint), use_safetensors=True, **dtype_argument(dtype)
+        )
         self.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         align(self.pipeline)
@@ -83,7 +86,13 @@ class Port:
     def close(self) -> None:
         """Nothing is held besides memory."""
 
-    def run(self, kwargs: dict[str, Any], methods: set[str] | None = None, stop: bool = False) -> Capture:
+    def run(
+        self,
+        kwargs: dict[str, Any],
+        methods: set[str] | None = None,
+        stop: bool = False,
+        into: Capture | None = None,
+    ) -> Capture:
         """Send the call as a request."""
 
         def call() -> list[Any]:
@@ -91,7 +100,7 @@ class Port:
             [result] = self.omni.generate(prompt, params)
             return result.media()
 
-        return record(self.pipeline, kwargs, call, methods, stop)
+        return record(self.pipeline, kwargs, call, methods, stop, into)
 
 
 def start_engine(engine: str) -> None:
@@ -177,28 +186,50 @@ def _module_of(pipeline: Any) -> Any:
 
 
 def _scaled(original: Callable[..., Any]) -> Callable[..., Any]:
+    areas: set[float] = set()
+
     def calculate_dimensions(target_area: float, *args: Any, **kwargs: Any) -> Any:
+        areas.add(float(target_area))
         return original(max(target_area * _AREA_FRACTION, _LEAST_AREA), *args, **kwargs)
 
+    calculate_dimensions.areas = areas  # type: ignore[attr-defined]
     return calculate_dimensions
 
 
+def _areas(pipeline: Any) -> set[float]:
+    """The areas that were asked for since the set was emptied, before they were scaled down."""
+    function = getattr(_module_of(pipeline), "calculate_dimensions", None)
+    found: set[float] = getattr(function, "areas", set())
+    return found
+
+
 def record(
-    pipeline: Any, kwargs: dict[str, Any], call: Callable[[], list[Any]], methods: set[str] | None, stop: bool
+    pipeline: Any,
+    kwargs: dict[str, Any],
+    call: Callable[[], list[Any]],
+    methods: set[str] | None,
+    stop: bool,
+    into: Capture | None = None,
 ) -> Capture:
     """Watch ``call`` run ``pipeline``: its stages, what it returns, the state of its generators, or how it failed."""
     # Some components draw from the global generators when none is handed in.
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    with capture(pipeline, methods, stop) as seen:
+    areas = _areas(pipeline)
+    areas.clear()
+    with capture(pipeline, methods, stop, into) as seen:
         try:
             final = call()
         except Enough:
-            return seen
+            final = None
         except Exception as error:
             seen.error = error
             return seen
+    if areas:
+        seen.add("target areas", "final", {"result": np.array(sorted(areas))})
+    if final is None:
+        return seen
     seen.add("output", "final", final_leaves(final))
     generators = kwargs.get("generator")
     if generators is not None:

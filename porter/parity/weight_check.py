@@ -36,13 +36,18 @@ class WeightReport(BaseModel):
 
 def check_weights(reference: Any, port: Any) -> WeightReport:
     """Compare all parameters and persistent buffers of all neural components of two pipelines."""
-    mine, its = neural_components(reference), neural_components(port)
+    return check_against({name: tensors(part) for name, part in neural_components(reference).items()}, port)
+
+
+def check_against(mine: Mapping[str, Mapping[str, torch.Tensor]], port: Any) -> WeightReport:
+    """As :func:`check_weights`, with the reference's tensors given by component and name."""
+    its = neural_components(port)
     report = WeightReport()
     for name in sorted(mine.keys() | its.keys()):
         if name not in its:
             report.missing.append(name)
         elif name in mine:  # what only the port has (a hook's processor, say) may be a helper without weights
-            _compare(report, name, tensors(mine[name]), tensors(its[name]), _packing(its[name]))
+            _compare(report, name, mine[name], tensors(its[name]), _packing(its[name]))
         elif tensors(its[name]):
             report.extra.append(name)
     return report

@@ -33,6 +33,8 @@ class Mutant:
     after: str
     bug: int = 0
     """Number of the known bug; 0: a generic fault."""
+    around: tuple[tuple[int, int], ...] = ()
+    """First and last byte of the expressions that hold the whole change, the innermost first."""
     is_default: bool = False
     """Whether a parameter's default is changed, which runs only where the argument is left out."""
 

@@ -83,6 +83,13 @@ def same(first: Any, second: Any) -> Any:
     return first
 
 
+def enlarged(value: Any) -> Any:
+    """A number, or a list of them, half as large again; what is no number stays as it is."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(enlarged(item) for item in value)
+    return value * 1.5 if isinstance(value, (int, float, torch.Tensor)) and not isinstance(value, bool) else value
+
+
 def unshifted(scheduler: Any) -> Any:
     """A scheduler without the shift of its sigmas."""
     config = {**scheduler.config}

@@ -1,23 +1,24 @@
 """Finds the places in a module where mutators apply.
 
 Left out is what no result can depend on: annotations, decorators, docstrings, imports, messages of errors and logs,
-names of layers for quantisation.
+names of layers for quantisation, what parameters hold before they are loaded.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 
 import libcst as cst
 from libcst.metadata import ByteSpanPositionProvider, MetadataWrapper, PositionProvider
 
-from porter.parity.mutants import generic, known
+from porter.parity.mutants import generic, known, ported
 from porter.parity.mutants.context import Change, Context
 from porter.parity.mutants.edits import Edit, Mutant
 
 _Mutator = Callable[[cst.CSTNode, Context], Iterator[Change]]
 
-MUTATORS: Mapping[str, _Mutator] = generic.MUTATORS
+MUTATORS: Mapping[str, _Mutator] = {**generic.MUTATORS, **ported.MUTATORS}
 """Generic mutators by name: each yields its changes of one node."""
 KNOWN_BUGS: Mapping[str, tuple[int, _Mutator]] = known.MUTATORS
 """Number and mutator of bugs that ports made by hand had, by name."""
@@ -54,6 +55,8 @@ class _Finder(cst.CSTVisitor):
             return False
         if isinstance(node, cst.Call) and context.text(node.func).startswith(_SILENT_CALLS):
             return False
+        if isinstance(node, cst.Call) and context.text(node.func).endswith("nn.Parameter"):
+            return False  # a value to begin with, which loading replaces
         if isinstance(node, cst.Arg) and node.keyword is not None and node.keyword.value in _SILENT_ARGUMENTS:
             return False
         if isinstance(node, cst.If) and only_logs(node, context):
@@ -111,19 +114,44 @@ class _Finder(cst.CSTVisitor):
                     before=" ".join(before.split()),
                     after=_after(self.context.source, start, end, change.edits),
                     bug=bug,
+                    around=self._around(start, end),
                     is_default=isinstance(node, cst.Param),
                 )
                 self.found.append(mutant)
 
+    def _around(self, start: int, end: int) -> tuple[tuple[int, int], ...]:
+        """The expressions around a change, up to the statement that holds them."""
+        found: list[tuple[int, int]] = []
+        for parent in reversed(self.context.parents):
+            if isinstance(parent, (cst.BaseSmallStatement, cst.BaseCompoundStatement, cst.Param)):
+                break
+            if isinstance(parent, cst.BaseExpression) and not isinstance(parent, cst.BaseString):
+                span = self.context.span(parent)
+                if span[0] <= start and end <= span[1] and span not in found:
+                    found.append(span)
+        return tuple(found)
+
 
 def only_logs(node: cst.If, context: Context) -> bool:
-    """Whether a condition decides about nothing but a log message."""
+    """Whether a condition decides about nothing but a log message, and what is computed for it."""
     if node.orelse is not None or not isinstance(node.body, cst.IndentedBlock):
         return False
-    return all(
-        isinstance(line, cst.SimpleStatementLine) and context.text(line).startswith(_SILENT_CALLS[:2])
-        for line in node.body.body
-    )
+    logs, names = 0, []
+    for line in node.body.body:
+        if not isinstance(line, cst.SimpleStatementLine) or len(line.body) != 1:
+            return False
+        [statement] = line.body
+        if context.text(line).startswith(_SILENT_CALLS[:2]):
+            logs += 1
+        elif isinstance(statement, cst.Assign) and isinstance(statement.targets[0].target, cst.Name):
+            names.append(statement.targets[0].target.value)
+        else:
+            return False
+    if not logs:
+        return False
+    around = context.text(context.scopes[-1]) if context.scopes else context.source.decode()
+    rest = around.replace(context.text(node), "")
+    return not any(re.search(rf"\b{name}\b", rest) for name in names)
 
 
 def _after(source: bytes, start: int, end: int, edits: tuple[Edit, ...]) -> str:

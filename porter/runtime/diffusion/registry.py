@@ -97,6 +97,11 @@ class ModelRegistry:
             post_process_factory=_member(module, self._post.get(model_arch), model_arch),
         )
 
+    def source_file(self, model_arch: str) -> Path | None:
+        """The file that holds the port of a pipeline class; None if it is not one of the models folder."""
+        folder, file, _ = self._models.get(model_arch, ("", "", ""))
+        return self.models_dir / folder / f"{file}.py" if self.models_dir is not None and file else None
+
     def _unknown(self, model_arch: str) -> str:
         near = difflib.get_close_matches(model_arch, self._models, n=3)
         where = f"in {self.models_dir}" if self.models_dir is not None else "(no models_dir was found)"

@@ -1,0 +1,121 @@
+"""Time a comparison as a user sees it, and how much of it is comparing rather than running both sides.
+
+    python benchmarks/parity.py [--pipeline NAME] [--runs 3] [-o benchmarks/results/parity.json]
+
+``porter parity NAME`` is run as a cold process, with the tiny checkpoint and all calls. Then, in one process, every
+call is run on both sides without being watched, and once more compared: the difference is what watching and comparing
+cost. CPU seconds are told beside wall seconds, since a busy machine stretches the latter. The budget is 10 s, and a
+tenth of the time of running both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+CODE = "import sys; from porter.cli import main; sys.exit(main())"
+
+
+def process(name: str) -> tuple[float, float, float]:
+    """Wall seconds, CPU seconds and peak resident megabytes of ``porter parity``."""
+    started = time.perf_counter()
+    running = subprocess.Popen([sys.executable, "-c", CODE, "parity", name], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(running.pid, 0)
+    running.returncode = os.waitstatus_to_exitcode(status)
+    if running.returncode:
+        raise SystemExit(f"porter parity {name} failed with exit code {running.returncode}")
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # Linux counts in KiB, macOS in bytes
+    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit
+
+
+def inside(name: str, passes: int = 3) -> dict[str, float]:
+    """CPU seconds of running both sides of all calls, and of comparing them as well."""
+    import torch
+
+    from porter.cli.common import hush_libraries, hush_warnings
+    from porter.parity import checkpoint, spec
+    from porter.parity.calls import all_calls
+    from porter.parity.recipes import decode
+    from porter.parity.request import to_request
+    from porter.parity.run import load_tensors, run_case
+    from porter.parity.sides import Port, Reference, small_areas
+
+    hush_libraries()
+    hush_warnings()
+    torch.set_num_threads(1)
+    held = spec.read(name)
+    tensors = load_tensors(held)
+    with tempfile.TemporaryDirectory(prefix="porter-bench-") as scratch:
+        folder = checkpoint.build(name, Path(scratch) / name)
+        reference, port = Reference(folder, "cpu", torch.float32), Port(folder, None, "cpu", "float32")
+        dropped = getattr(port.pipeline, "dropped_arguments", ())
+        cases = [case for case in all_calls(reference, held, tensors, (), dropped) if not case.first_call_only]
+
+        def bare() -> None:
+            for case in cases:
+                for call in (
+                    lambda kwargs: reference.pipeline(**kwargs, return_dict=False),
+                    lambda kwargs: port.omni.generate(*to_request(kwargs)),
+                ):
+                    try:
+                        call(decode(case.recipe(held.inputs), tensors))
+                    except Exception:  # noqa: BLE001, S112 - a refusal costs what it costs
+                        continue
+
+        def compared() -> None:
+            for case in cases:
+                run_case(case, case.recipe(held.inputs), tensors, reference, port)
+
+        with small_areas(reference.pipeline, port.pipeline):
+            bare()
+            found = {
+                label: statistics.median(cpu(action) for _ in range(passes))
+                for label, action in (("running", bare), ("comparing_too", compared))
+            }
+    return {**found, "calls": len(cases), "share": found["comparing_too"] / found["running"] - 1}
+
+
+def cpu(action: Any) -> float:
+    started = time.process_time()
+    action()
+    return time.process_time() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pipeline", default="FluxPipeline")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("-o", "--output", type=Path)
+    args = parser.parse_args()
+    wall, seconds, memory = (list(values) for values in zip(*(process(args.pipeline) for _ in range(args.runs))))
+    result = {
+        "command": f"porter parity {args.pipeline}",
+        "wall_seconds": round(statistics.median(wall), 2),
+        "cpu_seconds": round(statistics.median(seconds), 2),
+        "peak_megabytes": round(max(memory), 1),
+        "inside": {key: round(value, 3) for key, value in inside(args.pipeline).items()},
+        "machine": {
+            "cores": os.cpu_count(),
+            "load": round(os.getloadavg()[0], 1),
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in ("torch", "diffusers")},
+        },
+    }
+    text = json.dumps(result, indent=1)
+    print(text)
+    if args.output:
+        args.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
