@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from porter.emit.module import render
+from porter.emit.module import notes, render
 from porter.emit.names import model_stem
 from porter.emit.write import write_files
 from porter.facts.pipeline import CONTROLNETS, TRANSFORMERS, derives_from_model
+from porter.facts.tiers import DEEPEST
 from porter.rules.build import Builder, PortedFile
 from porter.rules.engine import Residue
+from porter.rules.model.cache_blocks import cache_blocks
 from porter.rules.model.rewrite import ModelRewriter
 from porter.rules.model.split import split_over_ranks
 from porter.source import Definition, SourceError, SourceTree
@@ -84,12 +86,22 @@ def port_model(tree: SourceTree, target: Target, name: str) -> ModelPort:
 
 
 def build_model(
-    tree: SourceTree, target: Target, definition: Definition, record: bool = False
+    tree: SourceTree, target: Target, definition: Definition, record: bool = False, tier: str = DEEPEST
 ) -> tuple[str, PortedFile]:
-    """The file of one model class, as text and as what it was made of; ``record`` as for :class:`Builder`."""
+    """The file of one model class, as text and as what it was made of.
+
+    Args:
+        tree: the diffusers sources.
+        target: what the file imports.
+        definition: of the class.
+        record: as for :class:`Builder`.
+        tier: how deep the port goes (:mod:`porter.facts.tiers`).
+    """
     built = Builder(tree, target.symbols, ModelRewriter(), record=record).build([definition])
-    split_over_ranks(built, definition)
-    return render(built, tree, target), built
+    split_over_ranks(built, definition, tier)
+    cache_blocks(built, definition.name, tier)
+    features = {name: feature.told for name, feature in built.features.items()}
+    return render(built, tree, target, notes(tier, features)), built
 
 
 def write_models(folder: Path, ports: list[ModelPort]) -> dict[str, Path]:

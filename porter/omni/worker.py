@@ -32,6 +32,7 @@ class OneWorker:
         rank: number of this process among those that share the model.
         parallel: sizes of vllm_omni's ``DiffusionParallelConfig``; their product is the number of processes.
         port: where the processes meet.
+        cache: settings of Cache-DiT, as the engine's ``cache_config`` takes them; None: no cache.
 
     Raises:
         EngineMissing: vllm-omni is not installed.
@@ -47,6 +48,7 @@ class OneWorker:
         rank: int = 0,
         parallel: dict[str, int] | None = None,
         port: int | None = None,
+        cache: dict[str, Any] | None = None,
     ) -> None:
         require_engine()
         from vllm_omni.diffusion.data import DiffusionParallelConfig, OmniDiffusionConfig
@@ -65,6 +67,7 @@ class OneWorker:
             master_port=port or free_port(),
             step_execution=step_execution > 0,
             max_num_seqs=max(step_execution, 1),
+            **({} if cache is None else {"cache_backend": "cache_dit", "cache_config": cache}),
         )
         config.enrich_config()
         self.config: Any = config

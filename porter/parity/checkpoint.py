@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,17 @@ from porter.parity.spec import SpecError, available
 __all__ = ["SpecError", "available", "build", "load_inputs"]
 
 
-def build(name: str, out_dir: str | Path, seed: int = 0, root: str | Path | None = None) -> Path:
+def build(
+    name: str,
+    out_dir: str | Path,
+    seed: int = 0,
+    root: str | Path | None = None,
+    configs: dict[str, dict[str, Any]] | None = None,
+) -> Path:
     """Write the tiny checkpoint of pipeline ``name`` to ``out_dir`` and return that folder.
 
-    Same name and seed, same bytes of weights. ``root`` is a folder of specs outside the project.
+    Same name and seed, same bytes of weights. ``root`` is a folder of specs outside the project; ``configs`` holds
+    other values for settings of ``config.json``, by component.
     """
     import torch
 
@@ -26,6 +34,9 @@ def build(name: str, out_dir: str | Path, seed: int = 0, root: str | Path | None
         target = out / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
+    for component, values in (configs or {}).items():
+        file = out / component / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **values}, indent=2) + "\n", "utf-8")
     for component, (library, class_name) in spec.components().items():
         cls = weights.component_class(library, class_name)
         if isinstance(cls, type) and issubclass(cls, torch.nn.Module):
