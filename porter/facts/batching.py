@@ -45,11 +45,11 @@ def batch_refusal(functions: Iterable[ast.FunctionDef], parameters: Sequence[str
 def _only_told(function: ast.FunctionDef) -> set[ast.AST]:
     """The nodes of assignments whose value is read for a message in the log alone."""
     conditions = [node for node in ast.walk(function) if isinstance(node, ast.If) and _logs(node)]
-    inside = [item for condition in conditions for item in ast.walk(condition)]
+    inside = {item for condition in conditions for item in ast.walk(condition)}
     reads = [node for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
-    elsewhere = {node.id for node in reads if node not in inside}
+    only = {node.id for node in reads if node in inside} - {node.id for node in reads if node not in inside}
     assigns = [node for node in ast.walk(function) if isinstance(node, ast.Assign)]
-    own = [a for a in assigns if isinstance(a.targets[0], ast.Name) and a.targets[0].id not in elsewhere]
+    own = [a for a in assigns if isinstance(a.targets[0], ast.Name) and a.targets[0].id in only]
     return {item for assign in own for item in ast.walk(assign.value)}
 
 

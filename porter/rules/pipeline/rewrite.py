@@ -123,6 +123,8 @@ class PipelineRewriter:
         [constructor] = ported.pop("__init__")
         del ported["__call__"]
         self.features["request_batch"] = self._batching(source, set(ported), len(forwards) > 1)
+        if self.features["request_batch"] == DERIVED:
+            forwards = [_returning_several(function) for function in forwards]
         head = statements(self._attributes(attributes if len(forwards) > 1 else None))
         rest = [function for functions in ported.values() for function in functions]
         body = [*kept, *head, constructor, *rest, *forwards, *guidance, *self._load_weights(ctx)]
@@ -214,6 +216,13 @@ def _predicts_twice(forwards: list[Any], facts: PipelineFacts) -> bool:
     text = "".join(code(function) for function in forwards)
     calls = (len(re.findall(rf"\bself\.{c.name}\(", text)) for c in facts.components if c.converted)
     return "predict_branches(" in text or "predict_noise_maybe_with_cfg(" in text or any(n == 2 for n in calls)
+
+
+def _returning_several(function: cst.FunctionDef) -> cst.FunctionDef:
+    """``forward`` as a pipeline annotates it that takes several requests at a time."""
+    if function.name.value != "forward":
+        return function
+    return function.with_changes(returns=cst.Annotation(cst.parse_expression("list[DiffusionOutput]")))
 
 
 def _functions(node: cst.ClassDef) -> dict[str, list[cst.FunctionDef]]:
