@@ -14,7 +14,7 @@ from porter.emit.names import family, pipeline_stem, transformer_stem
 from porter.emit.safety import check_texts
 from porter.emit.templates import fill
 from porter.emit.write import OutputError, check_folder, write_ports
-from porter.facts.evidence import DERIVED, REFUSED, VERIFIED, state, together
+from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, Feature, fingerprint, state, together
 from porter.facts.pipeline import PipelineFacts, is_called, pipeline_facts
 from porter.facts.tiers import DEEPEST, check_tier
 from porter.model_port import build_model
@@ -113,14 +113,15 @@ class Converter:
                 models[model.name] = built
         facts.parallel = _parallel(models)
         caching = _caching(models, facts)
-        facts.uncached = "" if caching.startswith((VERIFIED, DERIVED)) else caching
+        facts.uncached = "" if caching.state == DERIVED else caching.told
         rewriter = PipelineRewriter(facts, self.tier)
         public, record = facts.argument_classes, self._record
         builder = Builder(self.tree, self.target.symbols, rewriter, relative, False, public, record)
         built = builder.build([definition])
         self._hooks(port, facts, rewriter, built)
         text = self._pipeline_text(port, facts, rewriter, built)
-        port.features = _features(port, rewriter, text) | facts.parallel | {"cache_dit": caching}
+        port.features = _features(port, rewriter, text) | facts.parallel
+        port.features["cache_dit"] = state(port.name, "cache_dit", caching, "pipelines")
         top = header(built, self.tree)
         text = header(built, self.tree, notes(self.tier, port.features)) + text.removeprefix(top)
         self._take(port, f"pipeline_{port.stem}.py", text, built)
@@ -130,7 +131,7 @@ class Converter:
         port.texts[f"examples/{port.stem}.py"] = example_text(
             port.stem, facts, rewriter.post_process, self.tree, self.target
         )
-        port.plans = rewriter.plans
+        port.plans = rewriter.plans | ({"cache_dit": caching.fingerprint} if caching.fingerprint else {})
         port.files = sorted(port.texts)
         check_texts(port.texts)
         return port
@@ -219,16 +220,21 @@ def _parallel(models: dict[str, PortedFile]) -> dict[str, str]:
     }
 
 
-def _caching(models: dict[str, PortedFile], facts: PipelineFacts) -> str:
+def _caching(models: dict[str, PortedFile], facts: PipelineFacts) -> Feature:
     """Whether Cache-DiT runs the blocks of a pipeline's models; of all of them, since the engine asks for all."""
-    states = {}
     for model, built in models.items():
         feature = built.features["cache_dit"]
         used = [name for name in feature.without if re.search(rf"\b{name}\s*=[^=]", facts.definition.code)]
-        states[model] = state(model, "cache_dit", feature)
         if used:
-            states[model] = f"{REFUSED}: {used[0]} changes the states between blocks"
-    return together(states, may_stay_whole=False)
+            return Feature(REFUSED, f"{used[0]} changes the states between blocks of {model}")
+        if feature.state != DERIVED:
+            return feature
+    if not models:
+        return Feature(NOT_APPLICABLE, "no model of it is converted")
+    return Feature(
+        DERIVED,
+        fingerprint=fingerprint({name: built.features["cache_dit"].fingerprint for name, built in models.items()}),
+    )
 
 
 def convert(

@@ -33,6 +33,8 @@ BASES = (
     ("vllm_omni.diffusion.models.interface", "SupportsComponentDiscovery"),
     ("vllm_omni.diffusion.profiler.diffusion_pipeline_profiler", "DiffusionPipelineProfilerMixin"),
 )
+# The plan of a batch of requests: the call's own batch.
+ONE_CALL = "one call"
 PIPELINE_BASE = "DiffusionPipeline"
 IMAGE_INPUTS = ("image", "images", "video", "control_image", "mask_image", "reference_images")
 
@@ -122,10 +124,13 @@ class PipelineRewriter:
         kept = [s for s in node.body.body if not isinstance(s, cst.FunctionDef) and not _is_class_machinery(s)]
         [constructor] = ported.pop("__init__")
         del ported["__call__"]
-        self.features["request_batch"] = self._batching(source, set(ported), len(forwards) > 1)
-        if self.features["request_batch"] == DERIVED:
+        batching = self._batching(source, set(ported), len(forwards) > 1)
+        self.features["request_batch"] = state(self.facts.name, "request_batch", batching, "pipelines")
+        several = batching.state == DERIVED
+        if several:
+            self.plans["request_batch"] = batching.fingerprint
             forwards = [_returning_several(function) for function in forwards]
-        head = statements(self._attributes(attributes if len(forwards) > 1 else None))
+        head = statements(self._attributes(attributes if len(forwards) > 1 else None, several))
         rest = [function for functions in ported.values() for function in functions]
         body = [*kept, *head, constructor, *rest, *forwards, *guidance, *self._load_weights(ctx)]
         ctx.dropped.extend(n for n in self.facts.dropped if n not in ctx.dropped)
@@ -148,21 +153,21 @@ class PipelineRewriter:
             self.features[name] = found
         self.facts.parallel["cfg_parallel"] = self.features["cfg_parallel"]
 
-    def _batching(self, source: ast.ClassDef, reached: set[str], stepwise: bool) -> str:
+    def _batching(self, source: ast.ClassDef, reached: set[str], stepwise: bool) -> Feature:
         """Whether requests can be one call: what the call runs of its class and its file says."""
         if self._tier != DEEPEST:
-            return f"{REFUSED}: {left_out(self._tier)}"
+            return Feature(REFUSED, left_out(self._tier))
         if not stepwise:
-            return f"{REFUSED}: it runs whole"
+            return Feature(REFUSED, "it runs whole")
         needed = [p.name for p in self.facts.parameters if p.name in IMAGE_INPUTS and p.default is None]
         if needed or self.pre_process is not None:
-            return f"{REFUSED}: a request brings more than texts"
+            return Feature(REFUSED, "a request brings more than texts")
         functions = [item for item in source.body if isinstance(item, ast.FunctionDef) and item.name in reached]
         called = {node.id for item in functions for node in ast.walk(item) if isinstance(node, ast.Name)}
         helpers = [d.node for name, d in self.facts.definition.module.definitions.items() if name in called]
         functions += [node for node in helpers if isinstance(node, ast.FunctionDef)]
         reason = batch_refusal(functions, [p.name for p in self.facts.parameters])
-        return f"{REFUSED}: {reason}" if reason else DERIVED
+        return Feature(REFUSED, reason) if reason else Feature(DERIVED, fingerprint=ONE_CALL)
 
     def _bases(self, ctx: Context, node: cst.ClassDef, guided: bool) -> list[cst.Arg]:
         ctx.imports["nn"] = ("torch", "nn")
@@ -176,7 +181,7 @@ class PipelineRewriter:
             names.append(ctx.need(module, name))
         return [cst.Arg(cst.parse_expression(name)) for name in names]
 
-    def _attributes(self, of_request: list[str] | None) -> str:
+    def _attributes(self, of_request: list[str] | None, several: bool) -> str:
         dits = [c.name for c in self.facts.components if c.converted]
         names = [c.name for c in self.facts.components]
         encoders = [n for n in names if re.match(r"(text|image|audio)_encoder", n)]
@@ -191,7 +196,7 @@ class PipelineRewriter:
         if of_request is not None:
             own = [c.name for c in self.facts.components if re.search(r"(^|_)(scheduler|guider)$", c.name)]
             text += "supports_step_execution: ClassVar[bool] = True\n"
-            text += f"supports_request_batch: ClassVar[bool] = {self.features['request_batch'] == DERIVED}\n"
+            text += f"supports_request_batch: ClassVar[bool] = {several}\n"
             text += f"request_components: ClassVar[tuple[str, ...]] = {tuple(own)!r}\n"
             text += f"request_attributes: ClassVar[tuple[str, ...]] = {tuple(of_request)!r}\n"
         return text.replace("'", '"')
