@@ -8,7 +8,6 @@ import textwrap
 import pytest
 
 from porter.facts.block_loops import BlockLoops, block_loops
-from porter.rules.model.cache_blocks import _folded
 
 MODEL = """
 class Block(nn.Module):
@@ -30,7 +29,7 @@ BOTH = "hidden_states, encoder_hidden_states, temb"
 def found(loop: str, parameters: str = BOTH) -> BlockLoops:
     text = MODEL.format(loop=textwrap.indent(textwrap.dedent(loop).strip(), " " * 8), parameters=parameters)
     classes = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
-    return block_loops(classes["Model"], classes, _folded)
+    return block_loops(classes["Model"], classes.get)
 
 
 @pytest.mark.parametrize(
@@ -97,3 +96,28 @@ def test_what_only_a_control_changes_is_left_out_and_named():
 def test_blocks_with_other_names_are_not_checked_by_name():
     result = found("for block in self.blocks:\n    hidden_states = block(hidden_states, temb)", "x, temb")
     assert result.patterns == {"blocks": 3} and not result.named
+
+
+def test_a_constant_that_follows_from_what_is_absent_is_folded_too():
+    result = found(
+        """
+        for i, block in enumerate(self.blocks):
+            skipped = True if control is not None and i in control else False
+            if not skipped:
+                hidden_states = block(hidden_states, encoder_hidden_states, temb)
+        """
+    )
+    assert result.patterns == {"blocks": 3} and result.absent == ["control"]
+
+
+def test_a_parameter_that_is_bound_again_may_be_there():
+    result = found(
+        """
+        control = control if temb is None else temb
+        for block in self.blocks:
+            hidden_states = block(hidden_states, encoder_hidden_states, temb)
+            if control is not None:
+                hidden_states = hidden_states + control
+        """
+    )
+    assert not result.patterns

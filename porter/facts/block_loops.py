@@ -8,8 +8,10 @@ nothing but the states changes from block to block.
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 # A block's states by what its call in the loop looks like: hidden states first (0) or second (1) of two that it takes
 # and returns; hidden states alone (3); one more that it returns and does not take, second (4) or first (5).
@@ -18,7 +20,7 @@ BOTH_FIRST, BOTH_SECOND, ALONE, RETURNS_FIRST, RETURNS_SECOND = 0, 1, 3, 4, 5
 KEYWORDS = ("hidden_states", "encoder_hidden_states")
 # Two or so blocks that prepare text or latents: caching them saves nothing, and bounds how deep the main ones can be.
 PREPARING = ("refiner", "embed", "connector")
-Fold = Callable[[ast.FunctionDef, list[str]], ast.FunctionDef]
+Classes = Callable[[str], ast.ClassDef | None]
 
 
 @dataclass
@@ -42,13 +44,12 @@ class Unfit(Exception):
     """A loop that a cache cannot run; the message says why."""
 
 
-def block_loops(model: ast.ClassDef, classes: Mapping[str, ast.ClassDef], fold: Fold) -> BlockLoops:
+def block_loops(model: ast.ClassDef, classes: Classes) -> BlockLoops:
     """The loops over blocks in a model's forward.
 
     Args:
         model: the class.
-        classes: those of its file, by name: blocks are looked up there.
-        fold: gives a function back with the conditions folded that follow from some parameters being None.
+        classes: gives a class of its file by name, where blocks are looked up; None if there is none.
     """
     found = BlockLoops()
     functions = {item.name: item for item in model.body if isinstance(item, ast.FunctionDef)}
@@ -69,7 +70,7 @@ def block_loops(model: ast.ClassDef, classes: Mapping[str, ast.ClassDef], fold: 
                 tested = [name for name in optional if _is_tested(loop, name)]
                 if not tested:
                     raise
-                folded = fold(forward, tested)
+                folded = without(forward, tested)
                 again = next((item for name, item in _loops(folded, lists) if name == attribute), None)
                 if again is None:
                     raise
@@ -77,7 +78,8 @@ def block_loops(model: ast.ClassDef, classes: Mapping[str, ast.ClassDef], fold: 
                 found.absent += [name for name in tested if name not in found.absent]
             found.patterns[attribute] = pattern
             wanted = set(KEYWORDS if pattern in (BOTH_FIRST, BOTH_SECOND) else KEYWORDS[:1])
-            found.named &= all(wanted <= set(_parameters(classes[name])) for name in lists[attribute])
+            blocks = (classes(name) for name in lists[attribute])
+            found.named &= all(wanted <= set(_parameters(block)) for block in blocks if block is not None)
         except Unfit as reason:
             found.reasons[attribute] = str(reason)
     return found
@@ -125,15 +127,76 @@ def _optional(function: ast.FunctionDef) -> list[str]:
     return [p.arg for p, d in zip(named, defaults, strict=True) if isinstance(d, ast.Constant) and d.value is None]
 
 
+class _Without(ast.NodeTransformer):
+    """Removes what runs only if one of some names is not None; three-valued, what is not known stays.
+
+    Args:
+        absent: the names.
+        once: names that are bound in one place: a constant bound there is their value.
+    """
+
+    def __init__(self, absent: Iterable[str], once: set[str]) -> None:
+        self.known: dict[str, bool | None] = dict.fromkeys(absent)
+        self._once = once
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        truth = self._truth(node.test)
+        if truth is None:
+            return self.generic_visit(node)
+        return [part for item in (node.body if truth else node.orelse) for part in self._parts(self.visit(item))]
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, bool):
+            self.known.update({name: node.value.value for name in _names(node.targets[0]) if name in self._once})
+        return node
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
+        self.generic_visit(node)
+        truth = self._truth(node.test)
+        return node if truth is None else node.body if truth else node.orelse
+
+    @staticmethod
+    def _parts(visited: Any) -> list[ast.stmt]:
+        return visited if isinstance(visited, list) else [visited]
+
+    def _truth(self, test: ast.expr) -> bool | None:
+        if isinstance(test, ast.Name) and test.id in self.known:
+            return bool(self.known[test.id])
+        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+            truth = self._truth(test.operand)
+            return None if truth is None else not truth
+        if isinstance(test, ast.BoolOp):
+            deciding = isinstance(test.op, ast.Or)
+            found = [self._truth(value) for value in test.values]
+            return deciding if deciding in found else None if None in found else not deciding
+        if not isinstance(test, ast.Compare) or not isinstance(test.comparators[0], ast.Constant) or len(test.ops) > 1:
+            return None
+        if isinstance(test.left, ast.Name) and self.known.get(test.left.id, True) is None:
+            is_none = test.comparators[0].value is None
+            if isinstance(test.ops[0], ast.Is | ast.Eq):
+                return is_none
+            if isinstance(test.ops[0], ast.IsNot | ast.NotEq):
+                return not is_none
+        return None
+
+
+def without(function: ast.FunctionDef, absent: list[str]) -> ast.FunctionDef:
+    """A function without what it does only if some of its parameters are given."""
+    stored = [n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    named = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    once = {name for name in stored if stored.count(name) == 1} - {parameter.arg for parameter in named}
+    changed: ast.FunctionDef = _Without((n for n in absent if n not in stored), once).visit(copy.deepcopy(function))
+    return changed
+
+
 def _is_tested(loop: ast.For, name: str) -> bool:
     """Whether the loop asks if a name is None."""
     tests = (node for node in ast.walk(loop) if isinstance(node, ast.Compare))
     return any(ast.unparse(node) in (f"{name} is not None", f"{name} is None") for node in tests)
 
 
-def _pattern(
-    loop: ast.For, forward: ast.FunctionDef, attribute: str, blocks: list[str], classes: Mapping[str, ast.ClassDef]
-) -> int:
+def _pattern(loop: ast.For, forward: ast.FunctionDef, attribute: str, blocks: list[str], classes: Classes) -> int:
     *indices, block = _names(loop.target)
     body = [node for node in loop.body if not isinstance(node, ast.Pass) and not _is_constant(node)]
     if len(body) != 1 or loop.orelse:
@@ -153,10 +216,11 @@ def _pattern(
     held = _read(others)
     if first is None or not returned or len(returned) > 2:
         raise Unfit("a block does not take its states first, or returns more than two")
-    parameters = [_parameters(classes[name]) for name in blocks if name in classes]
+    known = [found for name in dict.fromkeys(blocks) if (found := classes(name)) is not None]
+    parameters = [_parameters(block) for block in known]
     if first == second or held & {first, second if second in returned else first}:
         raise Unfit("a block is given its states twice")
-    if any(name not in classes for name in blocks) or not parameters:
+    if len(known) < len(set(blocks)) or not parameters:
         raise Unfit("its blocks are not classes of this file")
     if len(returned) == 1:
         if returned != [first]:

@@ -12,7 +12,6 @@ from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, Feature, fin
 from porter.facts.tiers import DEEPEST, left_out
 from porter.rules.build import PortedFile
 from porter.rules.engine import SURFACE, Rule, code, statements, to_ast
-from porter.rules.fold import Facts, fold_function
 
 CONFIG = "vllm_omni.diffusion.cache.cachedit.config"
 NAMES = ("CacheDiTAdapterConfig", "ForwardPattern")
@@ -90,10 +89,10 @@ class CacheBlocks(Rule):
 
     def apply(self, definitions: list[Any], model: str) -> tuple[list[Any], BlockLoops]:
         """The definitions of a file with the declaration on the class ``model``, and what was found there."""
-        trees = {node.name.value: _tree(node) for node in definitions if isinstance(node, cst.ClassDef)}
-        if model not in trees:
+        classes = {node.name.value: node for node in definitions if isinstance(node, cst.ClassDef)}
+        if model not in classes:
             return definitions, BlockLoops()
-        found = block_loops(trees[model], trees, _folded)
+        found = block_loops(_tree(classes[model]), lambda name: _tree(classes[name]) if name in classes else None)
         if not found.patterns:
             return definitions, found
         return [
@@ -145,12 +144,4 @@ def _declared(node: cst.ClassDef, found: BlockLoops) -> cst.ClassDef:
 def _tree(node: cst.ClassDef) -> ast.ClassDef:
     [tree] = to_ast(node).body
     assert isinstance(tree, ast.ClassDef)
-    return tree
-
-
-def _folded(function: ast.FunctionDef, absent: list[str]) -> ast.FunctionDef:
-    """A function without what it does only if these parameters are given."""
-    node: Any = cst.parse_statement(ast.unparse(function))
-    [tree] = ast.parse(code(fold_function(node, Facts(dict.fromkeys(absent))))).body
-    assert isinstance(tree, ast.FunctionDef)
     return tree
