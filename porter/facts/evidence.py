@@ -60,6 +60,13 @@ def state(owner: str, name: str, feature: Feature, kind: str = "models") -> str:
     return VERIFIED if proof.get("passed") and proof.get("fingerprint") == feature.fingerprint else DERIVED
 
 
+def disproof(owner: str, name: str, feature: Feature, kind: str = "models") -> str:
+    """What went wrong when the plan of a feature was tried; empty if nothing did, or if nobody tried."""
+    proof = _evidence(kind).get(owner, {}).get(name, {})
+    failed = proof.get("fingerprint") == feature.fingerprint and not proof.get("passed")
+    return str(proof.get("error") or "it gave other results") if failed else ""
+
+
 def tier(features: dict[str, str]) -> str:
     """The deepest tier of which something was verified for a port: A to D, as in the guide to tiers.
 

@@ -9,7 +9,7 @@ from typing import Any
 import libcst as cst
 
 from porter.facts.batching import batch_refusal
-from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, Feature, fingerprint, state
+from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, Feature, disproof, fingerprint, state
 from porter.facts.pipeline import PipelineFacts
 from porter.facts.tiers import DEEPEST, left_out
 from porter.rules.build import parsed
@@ -167,7 +167,10 @@ class PipelineRewriter:
         helpers = [d.node for name, d in self.facts.definition.module.definitions.items() if name in called]
         functions += [node for node in helpers if isinstance(node, ast.FunctionDef)]
         reason = batch_refusal(functions, [p.name for p in self.facts.parameters])
-        return Feature(REFUSED, reason) if reason else Feature(DERIVED, fingerprint=ONE_CALL)
+        plan = Feature(DERIVED, fingerprint=ONE_CALL)
+        # What a VAE or an encoder cannot take is not in the pipeline's text: a trial says so.
+        reason = reason or disproof(self.facts.name, "request_batch", plan, "pipelines")
+        return Feature(REFUSED, reason) if reason else plan
 
     def _bases(self, ctx: Context, node: cst.ClassDef, guided: bool) -> list[cst.Arg]:
         ctx.imports["nn"] = ("torch", "nn")
