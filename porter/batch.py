@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from porter.cache import Cache
 from porter.emit.format import FormatError, formatted
+from porter.facts.tiers import DEEPEST
 from porter.source import SourceError, SourceTree
 from porter.targets import get_target
 
@@ -74,6 +75,7 @@ def convert_batch(
     jobs: int = 1,
     cache: Cache | None = None,
     progress: Progress | None = None,
+    tier: str = DEEPEST,
 ) -> list[Outcome]:
     """Convert pipelines; the outcomes are in the order of ``names``, whatever the number of processes.
 
@@ -84,6 +86,7 @@ def convert_batch(
         jobs: number of processes; pipelines of one folder go to the same one, since they share model files.
         cache: where ports are kept between runs; None: nowhere.
         progress: called with each outcome as it arrives.
+        tier: how deep the ports go.
     """
     wanted = list(dict.fromkeys(names))
     done: dict[str, Outcome] = {}
@@ -101,14 +104,14 @@ def convert_batch(
     groups = _groups([name for name in wanted if name not in done], tree)
     if jobs == 1 or len(groups) < 2:
         for group in groups:
-            take(_convert(group, tree, target), keep=True)
+            take(_convert(group, tree, target, tier), keep=True)
     else:
         # Processes start afresh: a fork would copy the locks of whatever threads draw the progress.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(
             min(jobs, len(groups)), mp_context=context, initializer=_start, initargs=(tree.root,)
         ) as pool:
-            for future in as_completed([pool.submit(_convert_group, group, target) for group in groups]):
+            for future in as_completed([pool.submit(_convert_group, group, target, tier) for group in groups]):
                 take(future.result(), keep=True)
     return [done[name] for name in wanted]
 
@@ -129,15 +132,15 @@ def _start(root: Path) -> None:
     _tree = SourceTree(root)
 
 
-def _convert_group(names: list[str], target: str) -> list[Outcome]:
+def _convert_group(names: list[str], target: str, tier: str) -> list[Outcome]:
     assert _tree is not None
-    return _convert(names, _tree, target)
+    return _convert(names, _tree, target, tier)
 
 
-def _convert(names: list[str], tree: SourceTree, target: str) -> list[Outcome]:
+def _convert(names: list[str], tree: SourceTree, target: str, tier: str) -> list[Outcome]:
     from porter.port import Converter
 
-    converter = Converter(tree, get_target(target))
+    converter = Converter(tree, get_target(target), tier=tier)
     outcomes = [_attempt(converter, name) for name in names]
     _format(outcomes)
     return outcomes

@@ -18,6 +18,7 @@ from typing import Any
 import platformdirs
 
 import porter
+from porter.facts.tiers import DEEPEST
 
 # What a conversion reads besides the sources.
 OWN_CODE = (
@@ -49,12 +50,13 @@ class Cache:
         sources: the diffusers package folder.
         target: name of the target.
         folder: where to keep them; None: see :func:`cache_folder`.
+        tier: of the ports.
     """
 
-    def __init__(self, sources: Path, target: str, folder: Path | None = None) -> None:
+    def __init__(self, sources: Path, target: str, folder: Path | None = None, tier: str = DEEPEST) -> None:
         state = hashlib.sha256()
         allowed = os.environ.get("PORTER_ALLOW_IMPORTS", "")
-        for part in (_digest(_own_files()), _digest(_python_files(sources)), target, allowed):
+        for part in (_digest(_own_files()), _digest(_python_files(sources)), f"{target} {tier}", allowed):
             state.update(part.encode())
         self.base = folder or cache_folder()
         self.folder = self.base / state.hexdigest()[:STATE_LETTERS]

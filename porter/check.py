@@ -20,6 +20,7 @@ from porter.emit.write import (
     carry_out,
     generation,
     read_registry,
+    registered_tier,
     reserved,
 )
 from porter.source import SourceTree
@@ -132,12 +133,17 @@ def _converted(
     use_cache: bool,
     progress: Callable[[int], Progress] | None,
 ) -> list[Outcome]:
-    target = target_of(models)
-    cache = Cache(tree.root, target) if use_cache else None
-    for name in names:
-        if cache is None or not cache.has(f"port-{name}"):
-            tree.find_pipeline(name)
-    return convert_batch(names, tree, target, jobs, cache, progress(len(names)) if progress else None)
+    target, tiers = target_of(models), tiers_of(models)
+    told = progress(len(names)) if progress else None
+    outcomes: list[Outcome] = []
+    for tier in sorted({tiers[name] for name in names}):
+        group = [name for name in names if tiers[name] == tier]
+        cache = Cache(tree.root, target, tier=tier) if use_cache else None
+        for name in group:
+            if cache is None or not cache.has(f"port-{name}"):
+                tree.find_pipeline(name)
+        outcomes += convert_batch(group, tree, target, jobs, cache, told, tier)
+    return sorted(outcomes, key=lambda outcome: names.index(outcome.name))
 
 
 def compare(models: Path, outcomes: list[Outcome], result: CheckResult, choice: str = FAIL) -> None:
@@ -197,6 +203,11 @@ def target_of(models: Path) -> str:
             if any(line.startswith(prefix) for line in text.splitlines()):
                 return name
     return target_names()[0]
+
+
+def tiers_of(models: Path) -> dict[str, str]:
+    """How deep each registered port goes, by its pipeline's name: what the header of its file says."""
+    return {name: registered_tier(models, entry) for name, entry in read_registry(models)["_DIFFUSION_MODELS"].items()}
 
 
 def fix(result: CheckResult) -> None:

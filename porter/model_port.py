@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from porter.emit.module import render
+from porter.emit.module import notes, render
 from porter.emit.names import model_stem
 from porter.emit.templates import fill
 from porter.emit.write import write_files
-from porter.facts.evidence import DERIVED, NOT_APPLICABLE, Feature
+from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, Feature
 from porter.facts.pipeline import CONTROLNETS, TRANSFORMERS, derives_from_model
+from porter.facts.tiers import DEEPEST, left_out
 from porter.rules.build import Builder, PortedFile
 from porter.rules.engine import INVARIANTS, Residue
+from porter.rules.model.cache_blocks import cache_blocks
 from porter.rules.model.hoisting import ONCE, HoistInvariants
 from porter.rules.model.rewrite import ModelRewriter
 from porter.rules.model.split import record_all, split_over_ranks
@@ -88,17 +90,30 @@ def port_model(tree: SourceTree, target: Target, name: str) -> ModelPort:
 
 
 def build_model(
-    tree: SourceTree, target: Target, definition: Definition, record: bool = False
+    tree: SourceTree, target: Target, definition: Definition, record: bool = False, tier: str = DEEPEST
 ) -> tuple[str, PortedFile]:
-    """The file of one model class, as text and as what it was made of; ``record`` as for :class:`Builder`."""
+    """The file of one model class, as text and as what it was made of.
+
+    Args:
+        tree: the diffusers sources.
+        target: what the file imports.
+        definition: of the class.
+        record: as for :class:`Builder`.
+        tier: how deep the port goes (:mod:`porter.facts.tiers`).
+    """
     built = Builder(tree, target.symbols, ModelRewriter(), record=record).build([definition])
-    split_over_ranks(built, definition)
-    _hoist(built, tree, definition)
-    return render(built, tree, target), built
+    split_over_ranks(built, definition, tier)
+    _hoist(built, tree, definition, tier)
+    cache_blocks(built, definition.name, tier)
+    features = {name: feature.told for name, feature in built.features.items()}
+    return render(built, tree, target, notes(tier, features)), built
 
 
-def _hoist(built: PortedFile, tree: SourceTree, model: Definition) -> None:
+def _hoist(built: PortedFile, tree: SourceTree, model: Definition, tier: str) -> None:
     """Wrap what is the same in each step of a request, in place; see :class:`HoistInvariants`."""
+    if tier < DEEPEST:
+        built.features["hoisting"] = Feature(REFUSED, left_out(tier))
+        return
     rule = HoistInvariants()
     built.nodes[:], changed = rule.apply(built.nodes, model.name, built.imports, tree)
     record_all(built, rule.name, built.nodes, changed)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from porter.emit.example import example_text
 from porter.emit.hooks import post_process_text, pre_process_text
-from porter.emit.module import render
+from porter.emit.module import header, notes, render
 from porter.emit.names import controlnet_stem, family, pipeline_stem, transformer_stem
 from porter.emit.safety import check_texts
 from porter.emit.templates import fill
 from porter.emit.write import OutputError, check_folder, write_ports
-from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, state, together
+from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, Feature, fingerprint, state, together
 from porter.facts.pipeline import PipelineFacts, is_called, is_controlnet, pipeline_facts
+from porter.facts.tiers import DEEPEST, check_tier
 from porter.model_port import build_model
 from porter.rules.build import Builder, PortedFile
 from porter.rules.engine import BESIDE, SUPPORT, Residue
@@ -70,13 +71,17 @@ class Converter:
         tree: the diffusers sources.
         target: what the ports import.
         record: keep what each step made of each definition, in :attr:`Port.built`.
+        tier: how deep the ports go (:mod:`porter.facts.tiers`).
+
+    Raises:
+        ValueError: there is no such tier.
     """
 
-    def __init__(self, tree: SourceTree, target: Target, record: bool = False) -> None:
+    def __init__(self, tree: SourceTree, target: Target, record: bool = False, tier: str = DEEPEST) -> None:
         # Trees of libcst are many small objects that die by reference count; looking for cycles among them is a
         # tenth of the time.
         gc.set_threshold(500_000, 20, 100)
-        self.tree, self.target, self._record = tree, target, record
+        self.tree, self.target, self._record, self.tier = tree, target, record, check_tier(tier)
         self._models: dict[str, tuple[str, PortedFile]] = {}
         self._families: dict[str, list[str]] = {}
 
@@ -106,21 +111,27 @@ class Converter:
                 self._take(port, f"{stem}.py", text, built)
                 models[model.name] = built
         facts.parallel = _parallel(models)
-        rewriter = PipelineRewriter(facts)
+        caching = _caching(models, facts)
+        facts.uncached = "" if caching.state == DERIVED else caching.told
+        rewriter = PipelineRewriter(facts, self.tier)
         public, record = facts.argument_classes, self._record
         builder = Builder(self.tree, self.target.symbols, rewriter, relative, False, public, record)
         built = builder.build([definition])
         self._hooks(port, facts, rewriter, built)
-        self._take(port, f"pipeline_{port.stem}.py", self._pipeline_text(port, facts, rewriter, built), built)
+        text = self._pipeline_text(port, facts, rewriter, built)
+        port.features = _features(port, rewriter, text) | facts.parallel
+        port.features["cache_dit"] = state(port.name, "cache_dit", caching, "pipelines")
+        port.features["hoisting"] = _hoisting(models, port.features["step_execution"])
+        top = header(built, self.tree)
+        text = header(built, self.tree, notes(self.tier, port.features)) + text.removeprefix(top)
+        self._take(port, f"pipeline_{port.stem}.py", text, built)
         port.texts[f"{port.family}/__init__.py"] = f'"""Ported pipelines of the {port.family} family."""\n'
         for beside in BESIDE:
             port.texts[f"{port.family}/{beside.removeprefix('.')}.py"] = self._beside(beside)
         port.texts[f"examples/{port.stem}.py"] = example_text(
             port.stem, facts, rewriter.post_process, self.tree, self.target
         )
-        port.features = _features(port, rewriter) | facts.parallel
-        port.features["hoisting"] = _hoisting(models, port.features["step_execution"])
-        port.plans = rewriter.plans
+        port.plans = rewriter.plans | ({"cache_dit": caching.fingerprint} if caching.fingerprint else {})
         port.files = sorted(port.texts)
         check_texts(port.texts)
         return port
@@ -141,7 +152,7 @@ class Converter:
     def _model(self, definition: Definition) -> tuple[str, PortedFile]:
         key = f"{definition.module.name}.{definition.name}"
         if key not in self._models:
-            self._models[key] = build_model(self.tree, self.target, definition, self._record)
+            self._models[key] = build_model(self.tree, self.target, definition, self._record, self.tier)
         return self._models[key]
 
     def _family(self, facts: PipelineFacts) -> str:
@@ -192,9 +203,9 @@ class Converter:
         return pattern.sub(lambda found: found[1] + self.target.module(found[2]) + found[3], text)
 
 
-def _features(port: Port, rewriter: PipelineRewriter) -> dict[str, str]:
-    """What the port supports; what it was not verified for is refused when it is built."""
-    texts = "".join(port.texts.values())
+def _features(port: Port, rewriter: PipelineRewriter, text: str) -> dict[str, str]:
+    """What the port, its pipeline's ``text`` and its models, supports; what was not verified is refused when built."""
+    texts = "".join([*port.texts.values(), text])
     return {
         "attention_backends": "yes" if "Attention(num_heads=" in texts else "diffusers' own",
         "image_input": "yes" if "support_image_input" in texts else "no",
@@ -219,11 +230,27 @@ def _hoisting(models: dict[str, PortedFile], steps: str) -> str:
     """Whether results are held from step to step, from the models and from how the pipeline runs its steps."""
     found = [built.features["hoisting"] for built in models.values()]
     if all(feature.state != DERIVED for feature in found):
-        reason = found[0].reason if found else "no model of it is converted"
-        return f"{NOT_APPLICABLE}: {reason}"
+        return found[0].told if found else f"{NOT_APPLICABLE}: no model of it is converted"
     if steps.startswith((REFUSED, NOT_APPLICABLE)):
         return f"{REFUSED}: a request holds nothing, its steps are not apart ({steps.partition(': ')[2]})"
     return DERIVED
+
+
+def _caching(models: dict[str, PortedFile], facts: PipelineFacts) -> Feature:
+    """Whether Cache-DiT runs the blocks of a pipeline's models; of all of them, since the engine asks for all."""
+    for model, built in models.items():
+        feature = built.features["cache_dit"]
+        used = [name for name in feature.without if re.search(rf"\b{name}\s*=[^=]", facts.definition.code)]
+        if used:
+            return Feature(REFUSED, f"{used[0]} changes the states between blocks of {model}")
+        if feature.state != DERIVED:
+            return feature
+    if not models:
+        return Feature(NOT_APPLICABLE, "no model of it is converted")
+    return Feature(
+        DERIVED,
+        fingerprint=fingerprint({name: built.features["cache_dit"].fingerprint for name, built in models.items()}),
+    )
 
 
 def convert(
@@ -231,6 +258,7 @@ def convert(
     output_dir: str | Path | None = None,
     target: str = "porter",
     source: str | Path | None = None,
+    tier: str = DEEPEST,
 ) -> Port:
     """Convert one diffusers pipeline.
 
@@ -239,12 +267,15 @@ def convert(
         output_dir: where to write the port; None converts without writing.
         target: ``porter`` or ``vllm-omni``.
         source: a diffusers source folder; the installed package by default.
+        tier: how deep the port goes: ``A`` keeps diffusers' structure, ``B`` adds tensor parallelism, ``C`` sequence
+            parallelism, ``D`` guidance on ranks, step-wise execution and caches.
 
     Raises:
         SourceError: unknown pipeline (with the nearest names), a class that is none, a source that does not parse.
-        OutputError: the folder cannot be used; nothing was written.
+        OutputError: the folder cannot be used, or holds ports of the family of another tier; nothing was written.
+        ValueError: there is no such target or tier.
     """
-    return convert_all([name], output_dir, target, source)[0]
+    return convert_all([name], output_dir, target, source, tier)[0]
 
 
 def convert_all(
@@ -252,12 +283,13 @@ def convert_all(
     output_dir: str | Path | None = None,
     target: str = "porter",
     source: str | Path | None = None,
+    tier: str = DEEPEST,
 ) -> list[Port]:
     """Convert several pipelines; they share model files where they share models. See :func:`convert`."""
     folder = Path(output_dir) if output_dir is not None else None
     if folder is not None:
         check_folder(folder)
-    converter = Converter(SourceTree(source), get_target(target))
+    converter = Converter(SourceTree(source), get_target(target), tier=tier)
     ports = [converter.port(name) for name in names]
     if folder is not None:
         write_ports(folder, ports)

@@ -21,6 +21,7 @@ import porter
 from porter.batch import Outcome, Progress, convert_batch
 from porter.cache import Cache
 from porter.emit.write import write_ports
+from porter.facts.tiers import DEEPEST
 from porter.listing import NOT_TESTED, live_pipelines, measured_with, other_pipelines, parity_results
 from porter.source import SourceTree
 
@@ -80,6 +81,7 @@ class Upgrade(BaseModel):
     """What another diffusers changes.
 
     Attributes:
+        tier: of the ports.
         added: pipelines that there were not; ``gone``: that there are no more (or are deprecated).
         failing: ports that do not convert any more, with the reason.
         changed: ports whose code changes.
@@ -90,6 +92,7 @@ class Upgrade(BaseModel):
     before: str
     after: str
     target: str
+    tier: str = DEEPEST
     added: list[str]
     gone: list[str]
     failing: dict[str, str] = {}
@@ -106,7 +109,13 @@ Bar = Callable[[int, str], Progress]
 
 
 def compare(
-    old: SourceTree, new: SourceTree, names: Iterable[str] | None, target: str, jobs: int, bar: Bar
+    old: SourceTree,
+    new: SourceTree,
+    names: Iterable[str] | None,
+    target: str,
+    jobs: int,
+    bar: Bar,
+    tier: str = DEEPEST,
 ) -> tuple[Upgrade, list[Outcome]]:
     """Convert from both sources and compare; returns also the new ports.
 
@@ -117,8 +126,9 @@ def compare(
         target: name of the target.
         jobs: number of processes.
         bar: given a number of pipelines and a label, returns what is called with each outcome.
+        tier: of the ports.
     """
-    caches = Cache(old.root, target), Cache(new.root, target)
+    caches = Cache(old.root, target, tier=tier), Cache(new.root, target, tier=tier)
     before, after = (set(live_pipelines(t, c)) | set(other_pipelines(t, c)) for t, c in zip((old, new), caches))
     there = set(new.pipelines())
     wanted = sorted(before if names is None else names)
@@ -127,14 +137,21 @@ def compare(
     first = {
         outcome.name: outcome
         for outcome in convert_batch(
-            [name for name in kept if name in known], old, target, jobs, caches[0], bar(len(kept), f"{old.version}:")
+            [name for name in kept if name in known],
+            old,
+            target,
+            jobs,
+            caches[0],
+            bar(len(kept), f"{old.version}:"),
+            tier,
         )
     }
-    second = convert_batch(kept, new, target, jobs, caches[1], bar(len(kept), f"{new.version}:"))
+    second = convert_batch(kept, new, target, jobs, caches[1], bar(len(kept), f"{new.version}:"), tier)
     found = Upgrade(
         before=old.version,
         after=new.version,
         target=target,
+        tier=tier,
         added=sorted(after - before),
         gone=sorted((before - after) | {name for name in wanted if name not in there}),
     )
@@ -163,14 +180,14 @@ def attribute(found: Upgrade, new: SourceTree, progress: Progress | None = None)
     from porter.port import Converter
     from porter.targets import get_target
 
-    cache, target = Cache(new.root, found.target), get_target(found.target)
+    cache, target = Cache(new.root, found.target, tier=found.tier), get_target(found.target)
     # Pipelines of a family share models; what another family's conversions recorded is let go.
     for _, family in groupby(sorted(found.changed, key=_family), key=_family):
         converter: Converter | None = None
         for change in family:
             steps = cache.read(f"steps-{change.name}")
             if steps is None:
-                converter = converter or Converter(new, target, record=True)
+                converter = converter or Converter(new, target, record=True, tier=found.tier)
                 steps = _steps(converter.port(change.name))
                 cache.write(f"steps-{change.name}", steps)
             for definition in change.definitions:

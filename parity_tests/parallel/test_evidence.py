@@ -62,3 +62,11 @@ def test_what_was_verified_runs_and_what_was_not_says_how(monkeypatch):
     refuse({"tensor_parallel_size": "derived"}, tensor_parallel_size=2)
     with pytest.raises(ValueError, match="no heads"):
         refuse({"tensor_parallel_size": "refused: no heads"}, tensor_parallel_size=2)
+
+
+def test_a_plan_that_failed_says_what_went_wrong(monkeypatch):
+    found = {"A": {"request_batch": {"passed": False, "fingerprint": "1", "error": "no batches"}}}
+    monkeypatch.setattr(evidence, "_evidence", lambda kind: found)
+    assert evidence.disproof("A", "request_batch", Feature("derived", fingerprint="1"), "pipelines") == "no batches"
+    assert evidence.disproof("A", "request_batch", Feature("derived", fingerprint="2"), "pipelines") == ""
+    assert evidence.disproof("B", "request_batch", Feature("derived", fingerprint="1"), "pipelines") == ""

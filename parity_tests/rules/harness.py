@@ -25,6 +25,7 @@ from porter.review.steps import rules
 from porter.rules.build import module_facts
 from porter.rules.engine import INVARIANTS, Context, Rule, method, parameters, walk, with_method
 from porter.rules.fold import NOT_NONE
+from porter.rules.model.cache_blocks import imports
 from porter.rules.model.classic_attention import ClassicAttention, class_name
 from porter.rules.model.hoisting import ONCE
 from porter.rules.model.processors import FoldProcessor
@@ -368,17 +369,28 @@ def _thread_quantization(rule: type[Rule], example: Example) -> None:
 def _hoist(rule: type[Rule], example: Example) -> None:
     """As for tensor parallelism; the last class of the file is the model."""
     body = list(example.parsed.body)
-    imports = {name: (bound.module, bound.name) for name, bound in example.ctx.module.imports.items()}
-    nodes, changed = rule().apply(body, example.classes[-1].name, imports, example.tree)  # type: ignore[attr-defined]
+    bound = {name: (held.module, held.name) for name, held in example.ctx.module.imports.items()}
+    nodes, changed = rule().apply(body, example.classes[-1].name, bound, example.tree)  # type: ignore[attr-defined]
     if changed:
         example.parsed = example.parsed.with_changes(body=nodes)
         example.ctx.used(rule())
         example.ctx.need(INVARIANTS, ONCE)
 
 
+def _cache_blocks(rule: type[Rule], example: Example) -> None:
+    """The rule sees all definitions of a file at once; the model comes last."""
+    nodes = list(example.parsed.body)
+    nodes, found = rule().apply(nodes, nodes[-1].name.value)  # type: ignore[attr-defined]
+    if found.patterns:
+        example.parsed = example.parsed.with_changes(body=nodes)
+        example.ctx.used(rule())
+        example.ctx.imports |= imports()
+
+
 RUNNERS: dict[str, Callable[[type[Rule], Example], None]] = {
     "AttentionLayer": _attention_layer,
     "AttentionSites": _attention_sites,
+    "CacheBlocks": _cache_blocks,
     "ClassicAttention": _classic_attention,
     FoldProcessor.__name__: _fold_processor,
     "DropArguments": _drop_arguments,

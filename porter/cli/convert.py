@@ -24,6 +24,7 @@ from porter.cli.common import (
     processes,
     progress_bar,
 )
+from porter.facts.tiers import DEEPEST, check_tier
 
 if TYPE_CHECKING:
     from porter.batch import Outcome
@@ -38,6 +39,14 @@ Names = Annotated[
 All = Annotated[bool, typer.Option("--all", help="every pipeline that diffusers maintains and that has a transformer")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="folder of the ports")]
 TargetName = Annotated[str, typer.Option("--target", metavar="porter|vllm-omni", help="what the ports import")]
+Tier = Annotated[
+    str,
+    typer.Option(
+        "--tier",
+        metavar="A|B|C|D",
+        help="depth: A keeps diffusers' structure, B adds tensor and C sequence parallelism, D all",
+    ),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="exit 1 if anything was left untranslated")]
 
 
@@ -47,6 +56,7 @@ def convert(
     output: Output = Path("out"),
     target: TargetName = "porter",
     source: Source = None,
+    tier: Tier = DEEPEST,
     strict: Strict = False,
     conflicts: Conflicts = "fail",
     jobs: Jobs = 0,
@@ -72,13 +82,14 @@ def convert(
 
     with bad_input(SourceError, OutputError, ValueError):
         get_target(target)
+        check_tier(tier)
         check_folder(output)
         read_registry(output)
         tree = SourceTree(source)
-        cache = None if no_cache else Cache(tree.root, target)
+        cache = None if no_cache else Cache(tree.root, target, tier=tier)
         wanted = _wanted(names, tree, cache)
     with bad_input(SourceError), progress_bar(len(wanted), "converting", quiet or json) as progress:
-        outcomes = convert_batch(wanted, tree, target, processes(jobs), cache, progress)
+        outcomes = convert_batch(wanted, tree, target, processes(jobs), cache, progress, tier)
     if not everything:
         for outcome in outcomes:
             if outcome.bad_input:
@@ -94,6 +105,7 @@ def convert(
 
         found = ConvertOutput(
             target=target,
+            tier=tier,
             diffusers=tree.version,
             output=str(output),
             pipelines=[Converted(**outcome.describe()) for outcome in outcomes],

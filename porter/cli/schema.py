@@ -102,6 +102,7 @@ class ConvertOutput(Output):
 
     Attributes:
         target: of the ports.
+        tier: of the ports: A to D.
         diffusers: version of the sources.
         output: folder of the ports.
         pipelines: in the order that was asked for.
@@ -109,6 +110,7 @@ class ConvertOutput(Output):
     """
 
     target: str
+    tier: str
     diffusers: str
     output: str
     pipelines: list[Converted]

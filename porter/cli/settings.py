@@ -18,6 +18,7 @@ SETTINGS: dict[str, tuple[type, dict[str, str]]] = {
     "output": (str, {"convert": "output", "check": "folder", "upgrade": "folder"}),
     "models_dir": (str, dict.fromkeys(("parity", "run"), "models_dir")),
     "jobs": (int, dict.fromkeys(("list", "convert", "check", "upgrade"), "jobs")),
+    "tier": (str, {"convert": "tier"}),
     "strict": (bool, {"convert": "strict"}),
     "conflicts": (str, dict.fromkeys(("convert", "check", "upgrade"), "conflicts")),
     "allow_imports": (list, {}),

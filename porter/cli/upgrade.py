@@ -59,7 +59,7 @@ def upgrade(
         raise Failure("--add goes with --write")
     from porter.batch import convert_batch
     from porter.cache import Cache
-    from porter.check import ported, target_of
+    from porter.check import ported, target_of, tiers_of
     from porter.emit.write import OutputError
     from porter.source import SourceError
     from porter.source.releases import open_source
@@ -76,14 +76,17 @@ def upgrade(
             raise OutputError(f"{folder} holds no registry.py with ports; `porter convert -o {folder}` writes one.")
         new = open_source(to)
         old = open_source(since or made_from(folder, names))
-        found, ports = compare(old, new, names, target_of(folder), processes(jobs), bar)
+        tiers = sorted({tier for name, tier in tiers_of(folder).items() if name in names})
+        if len(tiers) > 1:
+            raise OutputError(f"{folder} holds ports of tiers {', '.join(tiers)}; convert them to one first.")
+        found, ports = compare(old, new, names, target_of(folder), processes(jobs), bar, tiers[0])
         attribute(found, new, bar(len(found.changed), "explaining"))
         if parity:
             prove(found, ports, new, bar(len(found.changed), "running"))
         if add:
-            cache = Cache(new.root, found.target)
+            cache = Cache(new.root, found.target, tier=found.tier)
             more = convert_batch(
-                found.added, new, found.target, processes(jobs), cache, bar(len(found.added), "adding")
+                found.added, new, found.target, processes(jobs), cache, bar(len(found.added), "adding"), found.tier
             )
             ports += [outcome for outcome in more if outcome.converted]
         written = _write(folder, found, ports, conflicts) if write else None

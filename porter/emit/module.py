@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import textwrap
+from collections.abc import Mapping, Sequence
 
 import porter
+from porter.facts.evidence import DERIVED, VERIFIED
+from porter.facts.tiers import DEEPEST, TIERS
 from porter.rules.build import PortedFile
 from porter.rules.text import code
 from porter.source import SourceTree
@@ -12,11 +16,47 @@ from porter.source.tree import PACKAGE
 from porter.targets import Target
 
 CANONICAL = ("vllm", "vllm_omni")
+TIER = "# Tier: "
+# Features as a header calls them, and the states in which a port has them.
+TITLES = {
+    "tensor_parallel": "tensor parallelism",
+    "sequence_parallel": "sequence parallelism",
+    "cfg_parallel": "CFG parallelism",
+    "step_execution": "step execution",
+    "request_batch": "request batching",
+    "cache_dit": "Cache-DiT",
+    "regional_compile": "regional compilation",
+    "layerwise_offload": "layer-wise offload",
+    "hsdp": "HSDP",
+    "attention_backends": "attention backends",
+}
+PRESENT = (VERIFIED, DERIVED, "untested", "yes")
 # A comment that tells Python how to decode a file: in a port, which is UTF-8, it could turn a comment into code.
 COOKIE = re.compile(r"[ \t\f]*#.*?coding[:=]")
 
 
-def header(file: PortedFile, tree: SourceTree) -> str:
+def notes(tier: str, features: Mapping[str, str]) -> list[str]:
+    """What a header says of a port's depth: its tier, what it has, and what it lacks, with the reason.
+
+    Evidence is not told here (``porter list`` does), so that a new proof changes no file.
+    """
+    told = {title: features[name] for name, title in TITLES.items() if name in features}
+    has = [title for title, state in told.items() if state in PRESENT]
+    lacks = [f"{title} ({state.partition(': ')[2]})" for title, state in told.items() if ": " in state]
+    lines = [f"{TIER}{tier}"]
+    for label, found, mark in (("Features", has, ", "), ("Without", lacks, "; ")):
+        if found:
+            lines += textwrap.wrap(f"# {label}: {mark.join(found)}", 118, subsequent_indent="#   ")
+    return lines
+
+
+def tier_of(text: str) -> str:
+    """The tier that the header of a generated file names; the deepest, if it names none."""
+    found = re.search(rf"^{TIER}([A-Z])$", text, re.MULTILINE)
+    return found[1] if found and found[1] in TIERS else DEEPEST
+
+
+def header(file: PortedFile, tree: SourceTree, notes: Sequence[str] = ()) -> str:
     """Licence of the source, then provenance: versions, source files with their hashes, rules. No timestamps."""
     licence = [line for line in file.sources[0].license.split("\n") if not COOKIE.match(line)] if file.sources else []
     lines = [*licence, ""] if any(licence) else []
@@ -26,14 +66,22 @@ def header(file: PortedFile, tree: SourceTree) -> str:
         path = f"{PACKAGE}/{source.path.relative_to(tree.root).as_posix()}"
         lines.append(f"# Source: {path} sha256 {source.sha256}")
     lines.append(f"# Rules: {', '.join(sorted(file.applied))}")
+    lines += notes
     for name in sorted(set(file.vendored)):
         lines.append(f"# Vendored, since the target's diffusers lacks it: {name}")
     return "\n".join(lines) + "\n"
 
 
-def render(file: PortedFile, tree: SourceTree, target: Target) -> str:
-    """The unformatted text of a file for one target; targets differ in their import lines alone."""
-    parts = [header(file, tree), "\n"]
+def render(file: PortedFile, tree: SourceTree, target: Target, notes: Sequence[str] = ()) -> str:
+    """The unformatted text of a file for one target; targets differ in their import lines alone.
+
+    Args:
+        file: what is written.
+        tree: the sources it was made from.
+        target: what it imports.
+        notes: lines for its header (see :func:`notes`).
+    """
+    parts = [header(file, tree, notes), "\n"]
     if any("from __future__ import annotations" in source.text for source in file.sources):
         parts.append("from __future__ import annotations\n\n")
     parts += [f"{line}\n" for line in import_lines(file, target)]

@@ -24,9 +24,11 @@ from porter.emit.edits import ORIGINAL as ORIGINAL
 from porter.emit.errors import OutputError as OutputError
 from porter.emit.format import formatted
 from porter.emit.manifest import MANIFEST, digest, manifest_text, read_manifest
+from porter.emit.module import tier_of
 from porter.emit.overrides import apply_overrides
 from porter.emit.safety import check_texts
 from porter.emit.templates import fill
+from porter.facts.tiers import DEEPEST
 
 TABLES = ("_DIFFUSION_MODELS", "_DIFFUSION_PRE_PROCESS_FUNCS", "_DIFFUSION_POST_PROCESS_FUNCS")
 Registry = dict[str, dict[str, object]]
@@ -104,15 +106,41 @@ def write_ports(folder: Path, ports: Sequence[Written], conflicts: str = FAIL) -
         conflicts: what to do where an edit and porter changed the same lines: ``fail``, ``mine`` or ``porter``.
 
     Raises:
-        OutputError: the folder cannot be used; :class:`EditConflict` where an edit or override cannot be kept.
+        OutputError: the folder cannot be used, or holds other ports of a family in another tier, which share files;
+            :class:`EditConflict` where an edit or override cannot be kept.
         FormatError: a text is not Python; nothing was written.
     """
     with reserved(folder):
-        files, problems = generation(folder, ports, read_registry(folder))
+        tables = read_registry(folder)
+        _check_tiers(folder, ports, tables)
+        files, problems = generation(folder, ports, tables)
         plan = plan_files(folder, files, conflicts)
         plan.conflicts += problems
         carry_out(folder, plan)
         return plan
+
+
+def registered_tier(folder: Path, entry: object) -> str:
+    """The tier of a port that a registry of ``folder`` names; the deepest, if its file is not there."""
+    family, module = entry[0], entry[1]  # type: ignore[index]
+    file = folder / str(family) / f"{module}.py"
+    return tier_of(file.read_text("utf-8", errors="replace")) if file.is_file() else DEEPEST
+
+
+def _check_tiers(folder: Path, ports: Sequence[Written], tables: Registry) -> None:
+    """Refuse to leave a family with pipelines of one tier and models of another."""
+    written = {port.name for port in ports}
+    for port in ports:
+        tier = tier_of(port.texts[f"{port.family}/pipeline_{port.stem}.py"])
+        for name, entry in tables["_DIFFUSION_MODELS"].items():
+            if entry[0] != port.family or name in written:  # type: ignore[index]
+                continue
+            other = registered_tier(folder, entry)
+            if other != tier:
+                raise OutputError(
+                    f"{folder / port.family} holds {name} in tier {other}, and {port.name} shares its files; "
+                    f"convert both with --tier {tier}, or into another folder."
+                )
 
 
 def generation(folder: Path, ports: Sequence[Written], tables: Registry) -> tuple[dict[str, str], list[Conflict]]:

@@ -25,11 +25,18 @@ class Feature:
         state: ``derived``, ``refused`` or ``not applicable``.
         reason: of the last two.
         fingerprint: of the plan, where there is one.
+        without: parameters of the model's forward that a pipeline may not use if it wants the feature.
     """
 
     state: str
     reason: str = ""
     fingerprint: str = ""
+    without: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> str:
+        """The state in words, whatever evidence there is."""
+        return self.state if self.state == DERIVED else f"{self.state}: {self.reason}"
 
 
 def fingerprint(plan: Any) -> str:
@@ -48,9 +55,16 @@ def _evidence(kind: str) -> dict[str, dict[str, Any]]:
 def state(owner: str, name: str, feature: Feature, kind: str = "models") -> str:
     """``verified``, ``derived``, or why not, for one feature of a class, of a model or of a pipeline (``kind``)."""
     if feature.state != DERIVED:
-        return f"{feature.state}: {feature.reason}"
+        return feature.told
     proof = _evidence(kind).get(owner, {}).get(name, {})
     return VERIFIED if proof.get("passed") and proof.get("fingerprint") == feature.fingerprint else DERIVED
+
+
+def disproof(owner: str, name: str, feature: Feature, kind: str = "models") -> str:
+    """What went wrong when the plan of a feature was tried; empty if nothing did, or if nobody tried."""
+    proof = _evidence(kind).get(owner, {}).get(name, {})
+    failed = proof.get("fingerprint") == feature.fingerprint and not proof.get("passed")
+    return str(proof.get("error") or "it gave other results") if failed else ""
 
 
 def tier(features: dict[str, str]) -> str:

@@ -65,6 +65,7 @@ class PipelineFacts:
         kept: transformers that stay diffusers' own class, with the reason.
         argument_classes: classes of the same file whose instances a caller hands in.
         parallel: what the converter derived of parallel features for its models, by name; see ``facts/evidence.py``.
+        uncached: why Cache-DiT cannot run the blocks of its models; empty if it can.
     """
 
     definition: Definition
@@ -75,6 +76,7 @@ class PipelineFacts:
     kept: dict[str, str]
     argument_classes: frozenset[str] = frozenset()
     parallel: dict[str, str] = field(default_factory=dict)
+    uncached: str = ""
 
     @property
     def name(self) -> str:

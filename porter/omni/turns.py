@@ -137,13 +137,13 @@ def shared(work: Path, name: str, rank: int, port: int) -> dict[str, Any]:
             worker.close()
 
 
-def prepare(work: Path, name: str, folder: str) -> Path:
-    """The tiny checkpoint of a pipeline, its port registered."""
+def prepare(work: Path, name: str, folder: str, configs: dict[str, dict[str, Any]] | None = None) -> Path:
+    """The tiny checkpoint of a pipeline, its port registered; ``configs`` as for ``checkpoint.build``."""
     from porter.omni.plugin import use_port
     from porter.parity import checkpoint
 
     use_port(name, work / "ports")
-    return checkpoint.build(name, folder)
+    return checkpoint.build(name, folder, configs=configs)
 
 
 def request(name: str, worker: Any, number: int) -> tuple[Any, Any]:

@@ -32,6 +32,8 @@ class OneWorker:
         rank: number of this process among those that share the model.
         parallel: sizes of vllm_omni's ``DiffusionParallelConfig``; their product is the number of processes.
         port: where the processes meet.
+        together: how many whole requests may run in one call.
+        cache: settings of Cache-DiT, as the engine's ``cache_config`` takes them; None: no cache.
 
     Raises:
         EngineMissing: vllm-omni is not installed.
@@ -47,6 +49,8 @@ class OneWorker:
         rank: int = 0,
         parallel: dict[str, int] | None = None,
         port: int | None = None,
+        cache: dict[str, Any] | None = None,
+        together: int = 1,
     ) -> None:
         require_engine()
         from vllm_omni.diffusion.data import DiffusionParallelConfig, OmniDiffusionConfig
@@ -64,7 +68,8 @@ class OneWorker:
             enforce_eager=True,
             master_port=port or free_port(),
             step_execution=step_execution > 0,
-            max_num_seqs=max(step_execution, 1),
+            max_num_seqs=max(step_execution, together, 1),
+            **({} if cache is None else {"cache_backend": "cache_dit", "cache_config": cache}),
         )
         config.enrich_config()
         self.config: Any = config
@@ -122,6 +127,10 @@ class OneWorker:
     def step(self, scheduled: Any) -> Any:
         """Run one step of the requests that the engine's scheduler chose."""
         return self._worker.execute_stepwise(scheduled)
+
+    def run_scheduled(self, scheduled: Any) -> Any:
+        """Run the whole requests that the engine's scheduler chose, in one call."""
+        return self._worker.execute_model_batch(scheduled, self.config)
 
     def _forward(self, request: Any) -> Any:
         output = self._worker.execute_model(request, self.config)

@@ -15,10 +15,17 @@ __all__ = ["SpecError", "available", "build", "check", "load_inputs"]
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def build(name: str, out_dir: str | Path, seed: int = 0, root: str | Path | None = None) -> Path:
+def build(
+    name: str,
+    out_dir: str | Path,
+    seed: int = 0,
+    root: str | Path | None = None,
+    configs: dict[str, dict[str, Any]] | None = None,
+) -> Path:
     """Write the tiny checkpoint of pipeline ``name`` to ``out_dir`` and return that folder.
 
-    Same name and seed, same bytes of weights. ``root`` is a folder of specs outside the project.
+    Same name and seed, same bytes of weights. ``root`` is a folder of specs outside the project; ``configs`` holds
+    other values for settings of ``config.json``, by component.
     """
     import torch
 
@@ -30,6 +37,9 @@ def build(name: str, out_dir: str | Path, seed: int = 0, root: str | Path | None
         target = out / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
+    for component, values in (configs or {}).items():
+        file = out / component / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **values}, indent=2) + "\n", "utf-8")
     for component, (library, class_name) in spec.components().items():
         cls = weights.component_class(library, class_name)
         if isinstance(cls, type) and issubclass(cls, torch.nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 
 from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, Feature, fingerprint
 from porter.facts.parallel.sequence import stated_plan
+from porter.facts.tiers import DEEPEST, left_out
 from porter.rules.build import PortedFile
 from porter.rules.model.merged_projections import MergeProjections
 from porter.rules.model.parallel_helpers import SP_PLAN
@@ -18,11 +19,20 @@ from porter.source import Definition
 
 # The plan of sequence parallelism where diffusers states none that fits.
 ATTENTION_LEVEL = "attention"
+# Tiers from which on ranks share a projection, and a sequence.
+TENSOR, SEQUENCE = "B", "C"
 FEED_FORWARD = ("diffusers.models.attention", "FeedForward")
 
 
-def split_over_ranks(built: PortedFile, model: Definition) -> None:
-    """Split the modules of a file over ranks, in place; see :class:`TensorParallel` and :class:`SequenceParallel`."""
+def split_over_ranks(built: PortedFile, model: Definition, tier: str = DEEPEST) -> None:
+    """Split the modules of a file over ranks, in place, as deep as a tier goes.
+
+    See :class:`TensorParallel` and :class:`SequenceParallel`; :mod:`porter.facts.tiers` for tiers.
+    """
+    for name in ("tensor_parallel", "sequence_parallel"):
+        built.features[name] = Feature(REFUSED, left_out(tier))
+    if tier < TENSOR:
+        return
     tensor, sequence = TensorParallel(), SequenceParallel()
     bound = next((name for name, place in built.imports.items() if place == FEED_FORWARD), None)
     if bound is None and _holds_feed_forward(built):
@@ -40,6 +50,9 @@ def split_over_ranks(built: PortedFile, model: Definition) -> None:
     threaded = ThreadQuantization()
     result.nodes, passing = threaded.apply(result.nodes) if result.changed else (result.nodes, [])
     record_all(built, threaded.name, result.nodes, passing)
+    if tier < SEQUENCE:
+        built.nodes[:] = _placed(result.nodes, result.helpers, bound)
+        return
     plan = stated_plan(model.node) if isinstance(model.node, ast.ClassDef) else None
     nodes, divided = sequence.translate(result.nodes, model.name, plan) if plan else sequence.apply(result.nodes)
     record_all(built, sequence.name, nodes, divided)

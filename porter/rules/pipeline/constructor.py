@@ -54,6 +54,7 @@ class PipelineConstructor(Rule):
                 def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
                     super().__init__()
                     refuse_parallelism(od_config, "ExamplePipeline")
+                    refuse_caching(od_config, "ExamplePipeline")
                     self.od_config = od_config
                     self.device = get_local_device()
                     self.weights_sources = [weights_source(od_config, "transformer")]
@@ -88,6 +89,7 @@ class PipelineConstructor(Rule):
                 def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
                     super().__init__()
                     refuse_parallelism(od_config, "ExamplePipeline")
+                    refuse_caching(od_config, "ExamplePipeline")
                     self.od_config = od_config
                     self.device = get_local_device()
                     self.weights_sources = []
@@ -145,8 +147,8 @@ class PipelineConstructor(Rule):
         ),
     )
 
-    def __init__(self, facts: PipelineFacts) -> None:
-        self.facts = facts
+    def __init__(self, facts: PipelineFacts, separate_guidance: bool = False) -> None:
+        self.facts, self._separate_guidance = facts, separate_guidance
 
     def apply(self, ctx: Context, init: cst.FunctionDef) -> cst.FunctionDef:
         ctx.used(self)
@@ -179,6 +181,9 @@ class PipelineConstructor(Rule):
             "self.od_config = od_config",
             "self.device = get_local_device()",
         ]
+        ctx.need(SUPPORT, "refuse_caching")
+        reason = f", {self.facts.uncached!r}" if self.facts.uncached else ""
+        lines.insert(2, f'refuse_caching(od_config, "{self.facts.name}"{reason})')
         if converted:
             ctx.need(SUPPORT, "weights_source")
             sources = ", ".join(f'weights_source(od_config, "{c.name}")' for c in converted if not c.may_lack)
@@ -188,6 +193,9 @@ class PipelineConstructor(Rule):
         lines += [self._setting(ctx, name, default) for name, default in self.facts.settings.items()]
         for component in self.facts.components:
             lines += self._transformer(ctx, component) if component.converted else [self._loaded(ctx, component)]
+        if converted and self._separate_guidance and not self.facts.uncached:
+            ctx.need(SUPPORT, "cache_each_branch")
+            lines.append("cache_each_branch(self)")
         return "\n".join(lines) + "\n"
 
     def _parallel(self) -> str:

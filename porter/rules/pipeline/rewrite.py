@@ -8,8 +8,10 @@ from typing import Any
 
 import libcst as cst
 
-from porter.facts.evidence import DERIVED, NOT_APPLICABLE, Feature, fingerprint, state
+from porter.facts.batching import batch_refusal
+from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, Feature, disproof, fingerprint, state
 from porter.facts.pipeline import PipelineFacts
+from porter.facts.tiers import DEEPEST, left_out
 from porter.rules.build import parsed
 from porter.rules.engine import SUPPORT, Context, Rule, bare, code, names_in, statements, walk
 from porter.rules.fold import UNKNOWN, Facts, dotted, fold_function
@@ -32,6 +34,8 @@ BASES = (
     ("vllm_omni.diffusion.models.interface", "SupportsComponentDiscovery"),
     ("vllm_omni.diffusion.profiler.diffusion_pipeline_profiler", "DiffusionPipelineProfilerMixin"),
 )
+# The plan of a batch of requests: the call's own batch.
+ONE_CALL = "one call"
 PIPELINE_BASE = "DiffusionPipeline"
 IMAGE_INPUTS = ("image", "images", "video", "control_image", "mask_image", "reference_images")
 
@@ -39,8 +43,8 @@ IMAGE_INPUTS = ("image", "images", "video", "control_image", "mask_image", "refe
 class PipelineRewriter:
     """Rewrites one pipeline file. ``post_process`` holds what its hook does once the class was rewritten."""
 
-    def __init__(self, facts: PipelineFacts) -> None:
-        self.facts = facts
+    def __init__(self, facts: PipelineFacts, tier: str = DEEPEST) -> None:
+        self.facts, self._tier = facts, tier
         self.post_process = PostProcess()
         self.pre_process: PreProcess | None = None
         self.features: dict[str, str] = {}
@@ -105,24 +109,31 @@ class PipelineRewriter:
         forward = Forward(self.facts).apply(ctx, call)
         ported["__call__"] = [forward]
         record(Forward.name)
-        [forward, *guidance] = GuidedPrediction(self.facts).apply(ctx, forward)
+        deep = self._tier == DEEPEST
+        [forward, *guidance] = GuidedPrediction(self.facts).apply(ctx, forward) if deep else [forward]
         ported["__call__"] = [forward]
         if ctx.recorder is not None:
             ctx.record(GuidedPrediction.name, _followed(_with_functions(node, ported), forward, guidance))
         stepping = StepExecution(self.facts)
-        forwards = stepping.apply(ctx, forward)
+        forwards = stepping.apply(ctx, forward) if deep else [forward]
         if ctx.recorder is not None:
             after = [*forwards[1:], *guidance]
             ported["__call__"] = [forwards[0]]
             ctx.record(StepExecution.name, _followed(_with_functions(node, ported), forwards[0], after))
         self._prove(ctx, guidance, forwards)
-        ported["__init__"] = [PipelineConstructor(self.facts).apply(ctx, init)]
+        ported["__init__"] = [PipelineConstructor(self.facts, _predicts_twice(forwards, self.facts)).apply(ctx, init)]
         if ctx.recorder is not None:
             ctx.record(PipelineConstructor.name, _followed(_with_functions(node, ported), forwards[0], after))
         kept = [s for s in node.body.body if not isinstance(s, cst.FunctionDef) and not _is_class_machinery(s)]
         [constructor] = ported.pop("__init__")
         del ported["__call__"]
-        head = statements(self._attributes(attributes if len(forwards) > 1 else None, stepping.constants))
+        batching = self._batching(source, set(ported), len(forwards) > 1)
+        self.features["request_batch"] = state(self.facts.name, "request_batch", batching, "pipelines")
+        several = batching.state == DERIVED
+        if several:
+            self.plans["request_batch"] = batching.fingerprint
+            forwards = [_returning_several(function) for function in forwards]
+        head = statements(self._attributes(attributes if len(forwards) > 1 else None, several, stepping.constants))
         rest = [function for functions in ported.values() for function in functions]
         body = [*kept, *head, constructor, *rest, *forwards, *guidance, *self._load_weights(ctx)]
         ctx.dropped.extend(n for n in self.facts.dropped if n not in ctx.dropped)
@@ -137,12 +148,32 @@ class PipelineRewriter:
         held = [sorted(set(re.findall(r'state\.extra(?:\[|\.get\()"(\w+)', code(function)))) for function in forwards]
         plans = {"cfg_parallel": [code(function) for function in guidance], "step_execution": held}
         for name, plan in plans.items():
-            found = ctx.features.get(name, f"{NOT_APPLICABLE}: nothing predicts")
+            missing = f"{NOT_APPLICABLE}: nothing predicts"
+            found = ctx.features.get(name, missing if self._tier == DEEPEST else f"{REFUSED}: {left_out(self._tier)}")
             if found == DERIVED:
                 found = state(self.facts.name, name, Feature(DERIVED, fingerprint=fingerprint(plan)), "pipelines")
                 self.plans[name] = fingerprint(plan)
             self.features[name] = found
         self.facts.parallel["cfg_parallel"] = self.features["cfg_parallel"]
+
+    def _batching(self, source: ast.ClassDef, reached: set[str], stepwise: bool) -> Feature:
+        """Whether requests can be one call: what the call runs of its class and its file says."""
+        if self._tier != DEEPEST:
+            return Feature(REFUSED, left_out(self._tier))
+        if not stepwise:
+            return Feature(REFUSED, "it runs whole")
+        needed = [p.name for p in self.facts.parameters if p.name in IMAGE_INPUTS and p.default is None]
+        if needed or self.pre_process is not None:
+            return Feature(REFUSED, "a request brings more than texts")
+        functions = [item for item in source.body if isinstance(item, ast.FunctionDef) and item.name in reached]
+        called = {node.id for item in functions for node in ast.walk(item) if isinstance(node, ast.Name)}
+        helpers = [d.node for name, d in self.facts.definition.module.definitions.items() if name in called]
+        functions += [node for node in helpers if isinstance(node, ast.FunctionDef)]
+        reason = batch_refusal(functions, [p.name for p in self.facts.parameters])
+        plan = Feature(DERIVED, fingerprint=ONE_CALL)
+        # What a VAE or an encoder cannot take is not in the pipeline's text: a trial says so.
+        reason = reason or disproof(self.facts.name, "request_batch", plan, "pipelines")
+        return Feature(REFUSED, reason) if reason else plan
 
     def _bases(self, ctx: Context, node: cst.ClassDef, guided: bool) -> list[cst.Arg]:
         ctx.imports["nn"] = ("torch", "nn")
@@ -156,7 +187,7 @@ class PipelineRewriter:
             names.append(ctx.need(module, name))
         return [cst.Arg(cst.parse_expression(name)) for name in names]
 
-    def _attributes(self, of_request: list[str] | None, constants: tuple[str, ...]) -> str:
+    def _attributes(self, of_request: list[str] | None, several: bool, constants: tuple[str, ...]) -> str:
         dits = [c.name for c in self.facts.components if c.converted]
         names = [c.name for c in self.facts.components]
         encoders = [n for n in names if re.match(r"(text|image|audio)_encoder", n)]
@@ -171,6 +202,7 @@ class PipelineRewriter:
         if of_request is not None:
             own = [c.name for c in self.facts.components if re.search(r"(^|_)(scheduler|guider)$", c.name)]
             text += "supports_step_execution: ClassVar[bool] = True\n"
+            text += f"supports_request_batch: ClassVar[bool] = {several}\n"
             text += f"request_components: ClassVar[tuple[str, ...]] = {tuple(own)!r}\n"
             text += f"request_attributes: ClassVar[tuple[str, ...]] = {tuple(of_request)!r}\n"
             text += f"request_constants: ClassVar[tuple[str, ...]] = {constants!r}\n"
@@ -189,6 +221,20 @@ class PipelineRewriter:
             )
         ctx.need(SUPPORT, "load_component_weights")
         return statements(f"{signature}    return load_component_weights(self, weights)\n")
+
+
+def _predicts_twice(forwards: list[Any], facts: PipelineFacts) -> bool:
+    """Whether a guided step calls a model once for each branch, rather than once for a batch of both."""
+    text = "".join(code(function) for function in forwards)
+    calls = (len(re.findall(rf"\bself\.{c.name}\(", text)) for c in facts.components if c.converted)
+    return "predict_branches(" in text or "predict_noise_maybe_with_cfg(" in text or any(n == 2 for n in calls)
+
+
+def _returning_several(function: cst.FunctionDef) -> cst.FunctionDef:
+    """``forward`` as a pipeline annotates it that takes several requests at a time."""
+    if function.name.value != "forward":
+        return function
+    return function.with_changes(returns=cst.Annotation(cst.parse_expression("list[DiffusionOutput]")))
 
 
 def _functions(node: cst.ClassDef) -> dict[str, list[cst.FunctionDef]]:

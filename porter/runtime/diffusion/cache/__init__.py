@@ -1,0 +1,1 @@
+"""What ports tell caches about themselves; none runs here."""
