@@ -16,6 +16,11 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/ace_step/pipeline_ace_step.py sha256 1b72a646a4efd576bcb3b1a2a01a1090bb691b4388d79c861d9a5a8137aa81f2
 # Rules: drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, step execution, regional compilation, layer-wise offload, HSDP
+# Without: sequence parallelism (it has no attention layer of the engine); CFG parallelism (guidance has a form of its
+#   own); request batching (prompts are padded by "'longest'", not to a length of their own); Cache-DiT (layers: its
+#   loop does more than call the blocks)
 
 import math
 import re
@@ -49,7 +54,14 @@ from porter.runtime.logger import init_logger
 from .ace_step_transformer import AceStepTransformer1DModel
 from .invariants import once
 from .stepwise import denoise_requests, per_request, run_request
-from .support import load_component, load_component_weights, refuse_parallelism, request_arguments, weights_source
+from .support import (
+    load_component,
+    load_component_weights,
+    refuse_caching,
+    refuse_parallelism,
+    request_arguments,
+    weights_source,
+)
 
 logger = init_logger(__name__)
 
@@ -150,6 +162,7 @@ class AceStepPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -186,6 +199,7 @@ class AceStepPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )
+        refuse_caching(od_config, "AceStepPipeline", "refused: layers: its loop does more than call the blocks")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

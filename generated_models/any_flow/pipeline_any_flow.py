@@ -19,6 +19,10 @@
 # Source: diffusers/pipelines/anyflow/pipeline_anyflow.py sha256 8e808afa1b7230682ac5654d8b0d0d64b6f3a4cf9363a5e3821183dc7d4a6ddc
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, Cache-DiT, regional compilation, layer-wise
+#   offload, HSDP, attention backends
+# Without: step execution (a continue inside the denoising loop); request batching (it runs whole)
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
@@ -53,6 +57,7 @@ from .stepwise import predict_halves, single
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     request_state,
@@ -177,6 +182,7 @@ class AnyFlowPipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "AnyFlowPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

@@ -2,6 +2,10 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/bria/pipeline_bria.py sha256 2b8978697e72eb88222a29f47b59364767ede591cc4cf676cf4bd681aea60783
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: request batching (nothing says that prompts get equal lengths)
 
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
@@ -36,6 +40,7 @@ from .stepwise import denoise_requests, per_request, predict_halves, run_request
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -97,6 +102,7 @@ class BriaPipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder", "image_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -125,6 +131,7 @@ class BriaPipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "BriaPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

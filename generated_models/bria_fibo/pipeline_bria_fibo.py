@@ -12,6 +12,12 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/bria_fibo/pipeline_bria_fibo.py sha256 06730639bd6856d0304cef1e3664f1a90d0794c9374af9788322b72c6e1532b9
 # Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, regional compilation, layer-
+#   wise offload, HSDP, attention backends
+# Without: request batching (prompts are padded by "'longest'", not to a length of their own); Cache-DiT
+#   (single_transformer_blocks: its loop does more than call the blocks; transformer_blocks: its loop does more than
+#   call the blocks)
 
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
@@ -44,6 +50,7 @@ from .stepwise import denoise_requests, per_request, predict_halves, run_request
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -77,6 +84,7 @@ class BriaFiboPipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_guidance_scale",
@@ -103,6 +111,11 @@ class BriaFiboPipeline(
                 "merged_projections_size": "derived",
                 "cfg_parallel_size": "derived",
             },
+        )
+        refuse_caching(
+            od_config,
+            "BriaFiboPipeline",
+            "refused: single_transformer_blocks: its loop does more than call the blocks; transformer_blocks: its loop does more than call the blocks",
         )
         self.od_config = od_config
         self.device = get_local_device()

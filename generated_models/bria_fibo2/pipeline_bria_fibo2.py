@@ -18,6 +18,11 @@
 # Source: diffusers/pipelines/bria_fibo2/pipeline_bria_fibo2.py sha256 cc815ad237711a2d8deafb0ac64c82447df90ba73f6bba54a8623373481135d2
 # Source: diffusers/pipelines/bria_fibo2/text_images.py sha256 054c75dcc58bd801af9196f4ffb9305e179968f71e730d1230d1e6251806cedf
 # Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, pre-process-hook, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, regional compilation, layer-
+#   wise offload, HSDP, attention backends
+# Without: request batching (a request brings more than texts); Cache-DiT (layers: its loop does more than call the
+#   blocks)
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.bria_fibo2.image_processor.BriaFibo2ImageProcessor
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.bria_fibo2.text_images.draw_text_image
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.bria_fibo2.text_images.load_font
@@ -60,6 +65,7 @@ from .support import (
     load_component,
     load_component_weights,
     preprocessed_inputs,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     request_state,
@@ -419,6 +425,7 @@ class BriaFibo2Pipeline(
     _vae_modules: ClassVar[list[str]] = ["vae"]
     support_image_input: ClassVar[bool] = True
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ("_guidance_scale", "_interrupt", "_num_timesteps")
     request_constants: ClassVar[tuple[str, ...]] = (
@@ -443,6 +450,7 @@ class BriaFibo2Pipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "BriaFibo2Pipeline", "refused: layers: its loop does more than call the blocks")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

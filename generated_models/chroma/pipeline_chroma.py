@@ -16,6 +16,11 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/chroma/pipeline_chroma.py sha256 459fb64e6f6004d3df87a840503b71c697c4d3100a04d61e1d4341a7effc48de
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: Cache-DiT (single_transformer_blocks: its loop does more than call the blocks; transformer_blocks: its loop
+#   does more than call the blocks)
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -47,6 +52,7 @@ from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -164,6 +170,7 @@ class ChromaPipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder", "image_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_current_timestep",
@@ -194,6 +201,11 @@ class ChromaPipeline(
                 "merged_projections_size": "derived",
                 "cfg_parallel_size": "derived",
             },
+        )
+        refuse_caching(
+            od_config,
+            "ChromaPipeline",
+            "refused: single_transformer_blocks: its loop does more than call the blocks; transformer_blocks: its loop does more than call the blocks",
         )
         self.od_config = od_config
         self.device = get_local_device()
@@ -867,7 +879,7 @@ class ChromaPipeline(
 
         return DiffusionOutput(output=image)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def combine_cfg_noise(

@@ -17,6 +17,10 @@
 # Source: diffusers/pipelines/chronoedit/pipeline_chronoedit.py sha256 9d33f441041cbfef53d804fa4c2a5b9f6e9c373dca07bcd73f4a3cc58f019c46
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: request batching (a request brings more than texts)
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
@@ -53,8 +57,10 @@ from porter.runtime.logger import init_logger
 from .chrono_edit_transformer import ChronoEditTransformer3DModel
 from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
+    cache_each_branch,
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -174,6 +180,7 @@ class ChronoEditPipeline(
     _vae_modules: ClassVar[list[str]] = ["vae"]
     support_image_input: ClassVar[bool] = True
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -205,6 +212,7 @@ class ChronoEditPipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "ChronoEditPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -216,6 +224,7 @@ class ChronoEditPipeline(
         self.transformer = ChronoEditTransformer3DModel(od_config=od_config, **transformer_kwargs)
         self.vae = load_component(od_config, "vae", AutoencoderKLWan)
         self.scheduler = load_component(od_config, "scheduler", FlowMatchEulerDiscreteScheduler)
+        cache_each_branch(self)
 
         self.vae_scale_factor_temporal = self.vae.config.scale_factor_temporal if getattr(self, "vae", None) else 4
         self.vae_scale_factor_spatial = self.vae.config.scale_factor_spatial if getattr(self, "vae", None) else 8

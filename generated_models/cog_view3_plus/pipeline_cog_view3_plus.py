@@ -17,6 +17,9 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/cogview3/pipeline_cogview3plus.py sha256 52eb71e08b14ba213c5b2eeb410993290c5523dbc945f81b9bff1142be755fe1
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
+#   regional compilation, layer-wise offload, HSDP, attention backends
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -48,6 +51,7 @@ from .stepwise import denoise_requests, per_request, predict_halves, run_request
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -150,6 +154,7 @@ class CogView3PlusPipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ("_guidance_scale", "_interrupt", "_num_timesteps")
     request_constants: ClassVar[tuple[str, ...]] = (
@@ -171,6 +176,7 @@ class CogView3PlusPipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "CogView3PlusPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -727,7 +733,7 @@ class CogView3PlusPipeline(
 
         return DiffusionOutput(output=image)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def combine_cfg_noise(self, positive_noise_pred, negative_noise_pred, *args, **kwargs):

@@ -17,6 +17,10 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/cogview4/pipeline_cogview4.py sha256 cc9bdb1b4291edeadcdb8c243f57c935abc167bd418494173d70a4b870984cf1
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: request batching (prompts are padded by "'longest'", not to a length of their own)
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -46,8 +50,10 @@ from porter.runtime.logger import init_logger
 from .cog_view4_transformer import CogView4Transformer2DModel
 from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
+    cache_each_branch,
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -167,6 +173,7 @@ class CogView4Pipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -197,6 +204,7 @@ class CogView4Pipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "CogView4Pipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -206,6 +214,7 @@ class CogView4Pipeline(
         transformer_kwargs = get_transformer_config_kwargs(od_config.tf_model_config, CogView4Transformer2DModel)
         self.transformer = CogView4Transformer2DModel(od_config=od_config, **transformer_kwargs)
         self.scheduler = load_component(od_config, "scheduler", FlowMatchEulerDiscreteScheduler)
+        cache_each_branch(self)
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if getattr(self, "vae", None) else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self.setup_diffusion_pipeline_profiler(

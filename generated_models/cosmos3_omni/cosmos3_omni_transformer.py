@@ -16,6 +16,9 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/models/transformers/transformer_cosmos3.py sha256 8b84854085c72a788374f1edf48018bb5ff5af8170fd273d131dc67a7766346e
 # Rules: attention-layer, block-metadata, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, register-to-config, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
+# Tier: D
+# Features: tensor parallelism, sequence parallelism
+# Without: Cache-DiT (its forward has no loop over blocks)
 
 import dataclasses
 import math

@@ -17,6 +17,11 @@
 # Source: diffusers/pipelines/cosmos/pipeline_cosmos3_omni.py sha256 5e7a25971a15be3cb07cb8154e1024f55cf69773d21af2f8ca18f30de43743ba
 # Source: diffusers/pipelines/cosmos/mixed_precision.py sha256 6f96c4d4c503e8167fb46bbea9ea07f2357863066ec374aadaaf4498005bea27
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, pre-process-hook, register-to-config, replace-logger
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, regional compilation, layer-wise offload, HSDP,
+#   attention backends
+# Without: step execution (no denoising loop at the level of the call); request batching (it runs whole); Cache-DiT
+#   (its forward has no loop over blocks)
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.cosmos.mixed_precision.Cosmos3MixedPrecisionConfig
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.cosmos.mixed_precision.apply_cosmos3_mixed_precision_step
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.cosmos.mixed_precision.reset_cosmos3_mixed_precision
@@ -67,6 +72,7 @@ from .support import (
     load_component_weights,
     model_index_value,
     preprocessed_inputs,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     request_state,
@@ -891,6 +897,7 @@ class Cosmos3OmniPipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "Cosmos3OmniPipeline", "not applicable: its forward has no loop over blocks")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

@@ -17,6 +17,9 @@
 # Source: diffusers/models/attention.py sha256 1c387653405148e18f0d7972542d7ced68dd14f626ad8d5a433d91a9bcdf74e8
 # Source: diffusers/models/transformers/dit_transformer_2d.py sha256 3843b76f75693bed81f90cb3c4d0782b02c1e25dde6bd38dc41f90fbd02586b6
 # Rules: attention-layer, attention-sites, block-metadata, explicit-config, fold-processor, merge-projections, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
+# Tier: D
+# Features: tensor parallelism, sequence parallelism
+# Without: Cache-DiT (transformer_blocks: its blocks are used outside of the loop)
 
 import dataclasses
 from collections.abc import Iterable

@@ -22,6 +22,11 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/dit/pipeline_dit.py sha256 431d8912a9f7b07effb56009f43c03560d690157f19b53699c9278d804d532e0
 # Rules: drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, static-helpers, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, step execution, regional compilation, layer-wise offload, HSDP,
+#   attention backends
+# Without: CFG parallelism (guidance has a form of its own); request batching (its call has no prompt); Cache-DiT
+#   (transformer_blocks: its blocks are used outside of the loop)
 
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
@@ -49,6 +54,7 @@ from .support import (
     load_component,
     load_component_weights,
     model_index_value,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     weights_source,
@@ -78,6 +84,7 @@ class DiTPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diffu
     _encoder_modules: ClassVar[list[str]] = []
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ()
     request_constants: ClassVar[tuple[str, ...]] = ("class_labels_input", "guidance_scale", "latent_channels")
@@ -93,6 +100,9 @@ class DiTPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diffu
                 "merged_projections_size": "derived",
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
+        )
+        refuse_caching(
+            od_config, "DiTPipeline", "refused: transformer_blocks: its blocks are used outside of the loop"
         )
         self.od_config = od_config
         self.device = get_local_device()

@@ -17,6 +17,9 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/easyanimate/pipeline_easyanimate.py sha256 8d762afcc308eec3cefb203c0fd505721e690e1a235976c459d9f94e024e032d
 # Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
+#   regional compilation, layer-wise offload, HSDP, attention backends
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -46,6 +49,7 @@ from .stepwise import denoise_requests, per_request, predict_halves, run_request
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -171,6 +175,7 @@ class EasyAnimatePipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_guidance_rescale",
@@ -192,6 +197,7 @@ class EasyAnimatePipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "EasyAnimatePipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -754,7 +760,7 @@ class EasyAnimatePipeline(
 
         return DiffusionOutput(output=video)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def combine_cfg_noise(self, positive_noise_pred, negative_noise_pred, *args, **kwargs):

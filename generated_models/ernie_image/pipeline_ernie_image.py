@@ -16,6 +16,11 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/ernie_image/pipeline_ernie_image.py sha256 0ff565a8661b8d62f880dc72f13424c90a5837adb79a72f96a833072d45de18f
 # Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, regional compilation, layer-
+#   wise offload, HSDP, attention backends
+# Without: request batching (_pad_text reduces over all samples: lens.max()); Cache-DiT (layers: its loop does more
+#   than call the blocks)
 
 import json
 from collections.abc import Iterable, Sequence
@@ -45,6 +50,7 @@ from .stepwise import denoise_requests, per_request, predict_halves, run_request
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -74,6 +80,7 @@ class ErnieImagePipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ("_guidance_scale",)
     request_constants: ClassVar[tuple[str, ...]] = (
@@ -97,6 +104,7 @@ class ErnieImagePipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "ErnieImagePipeline", "refused: layers: its loop does more than call the blocks")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

@@ -17,6 +17,10 @@
 # Source: diffusers/models/transformers/transformer_flux.py sha256 19c283790c6ecce114759c47daf98b448292dec9c5070ad04eda1580fbf31770
 # Source: diffusers/models/controlnets/controlnet_flux.py sha256 75fdccecafb3879205d46fb91f3e1ef2ea9db7d23ccc9c94b869b908b102f56a
 # Rules: attention-layer, attention-sites, block-metadata, engine-ada-layer-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, tensor-parallel, thread-quantization
+# Tier: D
+# Features: tensor parallelism, sequence parallelism
+# Without: Cache-DiT (single_transformer_blocks: its loop does more than call the blocks; transformer_blocks: its loop
+#   does more than call the blocks)
 
 import dataclasses
 from collections.abc import Iterable

@@ -17,6 +17,9 @@
 # Source: diffusers/pipelines/flux/pipeline_flux.py sha256 32588439cab99a5a586a502a112b10220c3e03b3d33c9259c3650b665bd5de35
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
+#   regional compilation, layer-wise offload, HSDP, attention backends
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
@@ -58,8 +61,10 @@ from porter.runtime.logger import init_logger
 from .flux_transformer import FluxTransformer2DModel
 from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
+    cache_each_branch,
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -220,6 +225,7 @@ class FluxPipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder", "text_encoder_2", "image_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_current_timestep",
@@ -253,6 +259,7 @@ class FluxPipeline(
                 "cfg_parallel_size": "verified",
             },
         )
+        refuse_caching(od_config, "FluxPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -266,6 +273,7 @@ class FluxPipeline(
         self.transformer = FluxTransformer2DModel(od_config=od_config, **transformer_kwargs)
         self.image_encoder = load_component(od_config, "image_encoder", CLIPVisionModelWithProjection)
         self.feature_extractor = load_component(od_config, "feature_extractor", CLIPImageProcessor)
+        cache_each_branch(self)
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if getattr(self, "vae", None) else 8
         # Flux latents are turned into 2x2 patches and packed. This means the latent width and height has to be divisible
         # by the patch size. So the vae scale factor is multiplied by the patch size to account for this
@@ -973,7 +981,7 @@ class FluxPipeline(
 
         return DiffusionOutput(output=image)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def combine_cfg_noise(

@@ -17,6 +17,10 @@
 # Source: diffusers/pipelines/flux/pipeline_flux_controlnet.py sha256 97a4aa0e2477dcbd76ad9be1b9ee5879543d2f68df6af944a01555ee73614c8a
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: Cache-DiT (controlnet_block_samples changes the states between blocks of FluxTransformer2DModel)
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
@@ -63,6 +67,7 @@ from .support import (
     build_component,
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -237,6 +242,7 @@ class FluxControlNetPipeline(
     _vae_modules: ClassVar[list[str]] = ["vae"]
     support_image_input: ClassVar[bool] = True
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_guidance_scale",
@@ -273,6 +279,11 @@ class FluxControlNetPipeline(
                 "merged_projections_size": "derived",
                 "cfg_parallel_size": "derived",
             },
+        )
+        refuse_caching(
+            od_config,
+            "FluxControlNetPipeline",
+            "refused: controlnet_block_samples changes the states between blocks of FluxTransformer2DModel",
         )
         self.od_config = od_config
         self.device = get_local_device()
@@ -1215,7 +1226,7 @@ class FluxControlNetPipeline(
 
         return DiffusionOutput(output=image)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def combine_cfg_noise(

@@ -17,6 +17,11 @@
 # Source: diffusers/pipelines/flux2/pipeline_flux2.py sha256 2782c9a4b3271492fed8d47184c43a8e977fffcedb804ffe7e0b7dde81f2afcd
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
 # Rules: drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, step execution, Cache-DiT, regional compilation, layer-wise
+#   offload, HSDP, attention backends
+# Without: CFG parallelism (the model is told its guidance and predicts once); request batching
+#   (_unpack_latents_with_ids reduces over all samples: torch.max(h_ids))
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
@@ -59,6 +64,7 @@ from .stepwise import denoise_requests, per_request, run_request
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -324,6 +330,7 @@ class Flux2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Dif
     _vae_modules: ClassVar[list[str]] = ["vae"]
     support_image_input: ClassVar[bool] = True
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -353,6 +360,7 @@ class Flux2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Dif
                 "cfg_parallel_size": "not applicable: the model is told its guidance and predicts once",
             },
         )
+        refuse_caching(od_config, "Flux2Pipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

@@ -17,6 +17,12 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/glm_image/pipeline_glm_image.py sha256 8128c9d0b32d91aaabec94f851db3e37311f89c7f08c5cff299117db2a2a15e4
 # Rules: drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, step execution, regional compilation, layer-wise offload, HSDP,
+#   attention backends
+# Without: CFG parallelism (guidance has a form of its own); request batching (prompts are padded by 'True if
+#   batch_size > 1 else False', not to a length of their own); Cache-DiT (kv_caches changes the states between blocks
+#   of GlmImageTransformer2DModel)
 
 import inspect
 import re
@@ -51,6 +57,7 @@ from .stepwise import denoise_requests, per_request, run_request
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -186,6 +193,7 @@ class GlmImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, 
     _vae_modules: ClassVar[list[str]] = ["vae"]
     support_image_input: ClassVar[bool] = True
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -219,6 +227,11 @@ class GlmImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, 
                 "merged_projections_size": "not applicable: no two read the same input",
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
+        )
+        refuse_caching(
+            od_config,
+            "GlmImagePipeline",
+            "refused: kv_caches changes the states between blocks of GlmImageTransformer2DModel",
         )
         self.od_config = od_config
         self.device = get_local_device()

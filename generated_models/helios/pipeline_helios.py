@@ -16,6 +16,10 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/helios/pipeline_helios.py sha256 536eab87fd3e21928b93753c8b0171f3adb6657249bb629c45abeac40a2fbfc0
 # Rules: cache-context, cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, Cache-DiT, regional compilation, layer-wise
+#   offload, HSDP, attention backends
+# Without: step execution (the denoising loop reads its progress bar); request batching (it runs whole)
 
 import html
 from collections.abc import Iterable
@@ -45,8 +49,10 @@ from .helios_transformer import HeliosTransformer3DModel
 from .stepwise import single
 from .support import (
     build_component,
+    cache_each_branch,
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     request_state,
@@ -134,6 +140,7 @@ class HeliosPipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "HeliosPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = []
@@ -144,6 +151,7 @@ class HeliosPipeline(
         self.transformer = build_component(od_config, "transformer", HeliosTransformer3DModel)
         if self.transformer is not None:
             self.weights_sources.append(weights_source(od_config, "transformer"))
+        cache_each_branch(self)
         self.vae_scale_factor_temporal = self.vae.config.scale_factor_temporal if getattr(self, "vae", None) else 4
         self.vae_scale_factor_spatial = self.vae.config.scale_factor_spatial if getattr(self, "vae", None) else 8
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)

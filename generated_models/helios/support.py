@@ -1,6 +1,7 @@
 """Requests and components of the pipelines in this folder."""
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import itertools
@@ -206,6 +207,55 @@ def with_flow_shift(od_config: OmniDiffusionConfig, component: Any) -> Any:
     if shift is None or name is None or not hasattr(component, "set_timesteps"):
         return component
     return type(component).from_config(component.config, **{name: shift})
+
+
+def refuse_caching(od_config: OmniDiffusionConfig, pipeline: str, reason: str = "") -> None:
+    """Refuse caches that the port's blocks do not fit, or that were calibrated for another port of the same name.
+
+    Args:
+        reason: why Cache-DiT cannot run the blocks; empty if it can.
+
+    Raises:
+        ValueError: the engine is configured for such a cache.
+    """
+    backend = getattr(od_config, "cache_backend", None) or "none"
+    if backend == "none" or (backend == "cache_dit" and not reason):
+        return
+    if backend == "cache_dit":
+        raise ValueError(f"{pipeline} does not run with cache_backend='cache_dit' ({reason}); leave it out.")
+    other = "leave it out" if reason else "use 'cache_dit'"
+    raise ValueError(f"{pipeline} has no calibration for cache_backend={backend!r}; {other}.")
+
+
+def cache_each_branch(pipeline: torch.nn.Module) -> None:
+    """Let Cache-DiT keep the branches of guidance apart: a guided step calls the models once for each."""
+    if getattr(pipeline.od_config, "cache_backend", None) != "cache_dit":
+        return
+    for model in (getattr(pipeline, name, None) for name in pipeline._dit_modules):
+        config = getattr(model, "_cache_dit_adapter_config", None)
+        if config is not None:
+            model._cache_dit_adapter_config = dataclasses.replace(config, has_separate_cfg=True)
+    predict = getattr(pipeline, "predict_noise_maybe_with_cfg", None)
+    if predict is None:
+        return
+
+    @functools.wraps(predict)
+    def predict_noise(do_true_cfg: bool, *args: Any, **kwargs: Any) -> Any:
+        cache_branches(pipeline, bool(do_true_cfg))
+        return predict(do_true_cfg, *args, **kwargs)
+
+    pipeline.predict_noise_maybe_with_cfg = predict_noise
+
+
+def cache_branches(pipeline: Any, guided: bool) -> None:
+    """Tell Cache-DiT, before a request's first step, how often a step calls the model in this process."""
+    for name in pipeline._dit_modules:
+        model = getattr(pipeline, name, None)
+        manager = getattr(model, "_context_manager", None)
+        for context in (manager.get_context(held) for held in model._context_names) if manager is not None else ():
+            if context.transformer_executed_steps == 0:
+                apart = guided and pipeline.od_config.parallel_config.cfg_parallel_size == 1
+                context.cache_config.enable_separate_cfg = apart
 
 
 def od_config_device() -> torch.device:

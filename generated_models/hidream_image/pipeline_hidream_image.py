@@ -16,6 +16,11 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/hidream_image/pipeline_hidream_image.py sha256 42d5d89b89b9b16eeaef4a73351eb2789efae1ac3aa06e470e2dc8a9591418f6
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: Cache-DiT (double_stream_blocks: its loop does more than call the blocks; single_stream_blocks: its loop
+#   does more than call the blocks)
 
 import inspect
 import math
@@ -55,6 +60,7 @@ from .stepwise import denoise_requests, per_request, predict_halves, run_request
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -148,6 +154,7 @@ class HiDreamImagePipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -168,6 +175,11 @@ class HiDreamImagePipeline(
                 "merged_projections_size": "derived",
                 "cfg_parallel_size": "derived",
             },
+        )
+        refuse_caching(
+            od_config,
+            "HiDreamImagePipeline",
+            "refused: double_stream_blocks: its loop does more than call the blocks; single_stream_blocks: its loop does more than call the blocks",
         )
         self.od_config = od_config
         self.device = get_local_device()
@@ -1013,7 +1025,7 @@ class HiDreamImagePipeline(
 
         return DiffusionOutput(output=image)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def combine_cfg_noise(self, positive_noise_pred, negative_noise_pred, *args, **kwargs):

@@ -16,6 +16,10 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/hunyuandit/pipeline_hunyuandit.py sha256 0ee1b0b80233ec8f26f16db05f1054e2787e3ffe27e8527523403b7ee6e8717b
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, register-to-config, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: Cache-DiT (blocks: its loop does more than call the blocks)
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -51,6 +55,7 @@ from .support import (
     load_component,
     load_component_weights,
     model_index_value,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     weights_source,
@@ -190,6 +195,7 @@ class HunyuanDiTPipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder", "text_encoder_2"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_guidance_rescale",
@@ -222,6 +228,7 @@ class HunyuanDiTPipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "HunyuanDiTPipeline", "refused: blocks: its loop does more than call the blocks")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -963,7 +970,7 @@ class HunyuanDiTPipeline(
 
         return DiffusionOutput(output=image)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def combine_cfg_noise(self, positive_noise_pred, negative_noise_pred, *args, **kwargs):

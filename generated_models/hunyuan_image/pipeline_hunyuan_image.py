@@ -16,6 +16,10 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/hunyuan_image/pipeline_hunyuanimage.py sha256 1f88b2a70a134f213903568dbf6e35b5ce55b0904a1bb53e44905728ed63ade0
 # Rules: cache-context, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, step execution, request batching, Cache-DiT, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: CFG parallelism (guidance has a form of its own)
 
 from __future__ import annotations
 
@@ -50,6 +54,7 @@ from .stepwise import denoise_requests, per_request, run_request
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -188,6 +193,7 @@ class HunyuanImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
     _encoder_modules: ClassVar[list[str]] = ["text_encoder", "text_encoder_2"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler", "guider", "ocr_guider")
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -222,6 +228,7 @@ class HunyuanImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )
+        refuse_caching(od_config, "HunyuanImagePipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -926,7 +933,7 @@ class HunyuanImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
 
         return DiffusionOutput(output=image)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:

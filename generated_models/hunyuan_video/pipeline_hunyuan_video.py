@@ -16,6 +16,9 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/hunyuan_video/pipeline_hunyuan_video.py sha256 e6bdeb6d331aa6cce912612c17e81769eaea41de7ede118bda3689dc9d552481
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
+#   regional compilation, layer-wise offload, HSDP, attention backends
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -45,8 +48,10 @@ from porter.runtime.logger import init_logger
 from .hunyuan_video_transformer import HunyuanVideoTransformer3DModel
 from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
+    cache_each_branch,
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -166,6 +171,7 @@ class HunyuanVideoPipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder", "text_encoder_2"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -200,6 +206,7 @@ class HunyuanVideoPipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "HunyuanVideoPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -211,6 +218,7 @@ class HunyuanVideoPipeline(
         self.scheduler = load_component(od_config, "scheduler", FlowMatchEulerDiscreteScheduler)
         self.text_encoder_2 = load_component(od_config, "text_encoder_2", CLIPTextModel)
         self.tokenizer_2 = load_component(od_config, "tokenizer_2", CLIPTokenizer)
+        cache_each_branch(self)
 
         self.vae_scale_factor_temporal = self.vae.temporal_compression_ratio if getattr(self, "vae", None) else 4
         self.vae_scale_factor_spatial = self.vae.spatial_compression_ratio if getattr(self, "vae", None) else 8
@@ -785,7 +793,7 @@ class HunyuanVideoPipeline(
 
         return DiffusionOutput(output=video)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def combine_cfg_noise(

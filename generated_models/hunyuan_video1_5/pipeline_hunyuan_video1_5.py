@@ -16,6 +16,11 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/hunyuan_video1_5/pipeline_hunyuan_video1_5.py sha256 c21bb74e2afe820cca20d5cc815b9c1c2f42bb9694b8208fa165b2af841a8248
 # Rules: cache-context, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, step execution, Cache-DiT, regional compilation, layer-wise
+#   offload, HSDP, attention backends
+# Without: CFG parallelism (guidance has a form of its own); request batching (diffusers rejects two prompts: output
+#   with shape [2, 1, 128, 128] doesn't match the broadcast shape [2, 2, 128, 128])
 
 import inspect
 import re
@@ -47,6 +52,7 @@ from .stepwise import denoise_requests, per_request, run_request
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -186,6 +192,7 @@ class HunyuanVideo15Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDisco
     _encoder_modules: ClassVar[list[str]] = ["text_encoder", "text_encoder_2"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler", "guider")
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -220,6 +227,7 @@ class HunyuanVideo15Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDisco
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )
+        refuse_caching(od_config, "HunyuanVideo15Pipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

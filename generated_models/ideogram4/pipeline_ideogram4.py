@@ -16,6 +16,11 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/ideogram4/pipeline_ideogram4.py sha256 92b0b3675ad9c6a51325ed7dccf6ff59acc8ccd25f117e8ec7863560d18e40ae
 # Rules: drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, step execution, Cache-DiT, regional compilation, layer-wise
+#   offload, HSDP, attention backends
+# Without: CFG parallelism (guidance has a form of its own); request batching (nothing says that prompts get equal
+#   lengths)
 
 import math
 from collections.abc import Iterable, Sequence
@@ -61,6 +66,7 @@ from .support import (
     build_component,
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -179,6 +185,7 @@ class Ideogram4Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery,
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -216,6 +223,7 @@ class Ideogram4Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery,
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )
+        refuse_caching(od_config, "Ideogram4Pipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [

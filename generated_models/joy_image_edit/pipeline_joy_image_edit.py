@@ -2,6 +2,10 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/joyimage/pipeline_joyimage_edit.py sha256 99d9b1ff4bd50d61ebca1f431a28898ca310eaa24e4e260cdc614d4e79c120d5
 # Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, pre-process-hook, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: request batching (a request brings more than texts)
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -33,11 +37,13 @@ from porter.runtime.diffusion.worker.utils import StepRequestState
 from .joy_image_edit_transformer import JoyImageEditTransformer3DModel
 from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
+    cache_each_branch,
     component_config,
     load_component,
     load_component_weights,
     model_index_value,
     preprocessed_inputs,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     request_state,
@@ -122,6 +128,7 @@ class JoyImageEditPipeline(
     _vae_modules: ClassVar[list[str]] = ["vae"]
     support_image_input: ClassVar[bool] = True
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ("_guidance_scale", "_interrupt", "_num_timesteps")
     request_constants: ClassVar[tuple[str, ...]] = (
@@ -143,6 +150,7 @@ class JoyImageEditPipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "JoyImageEditPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -154,6 +162,7 @@ class JoyImageEditPipeline(
         transformer_kwargs = get_transformer_config_kwargs(od_config.tf_model_config, JoyImageEditTransformer3DModel)
         self.transformer = JoyImageEditTransformer3DModel(od_config=od_config, **transformer_kwargs)
         self.processor = load_component(od_config, "processor", Qwen3VLProcessor)
+        cache_each_branch(self)
 
         self.text_token_max_length = text_token_max_length
 

@@ -16,6 +16,10 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/kandinsky/pipeline_kandinsky_prior.py sha256 90151662846e266ac68c772fa52e91e5107e86242730a2eaf9052069127f1532
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: request batching (prompts are padded by "'longest'", not to a length of their own)
 
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
@@ -43,6 +47,7 @@ from .support import (
     build_component,
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     weights_source,
@@ -79,6 +84,7 @@ class KandinskyPriorPipeline(
     _encoder_modules: ClassVar[list[str]] = ["image_encoder", "text_encoder"]
     _vae_modules: ClassVar[list[str]] = []
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ()
     request_constants: ClassVar[tuple[str, ...]] = (
@@ -101,6 +107,7 @@ class KandinskyPriorPipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "KandinskyPriorPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "prior")]

@@ -16,7 +16,9 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/models/attention.py sha256 1c387653405148e18f0d7972542d7ced68dd14f626ad8d5a433d91a9bcdf74e8
 # Source: diffusers/models/transformers/prior_transformer.py sha256 edf25b28dfcb3bff979ad0440dcb8660e6fc8318da359ac7baeb0aa77d44f131
-# Rules: attention-layer, attention-sites, block-metadata, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
+# Rules: attention-layer, attention-sites, block-metadata, cache-blocks, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, Cache-DiT
 
 import dataclasses
 from collections.abc import Iterable
@@ -35,6 +37,7 @@ from torch import nn
 
 from porter.runtime.diffusion.attention.backends.abstract import AttentionMetadata
 from porter.runtime.diffusion.attention.layer import Attention
+from porter.runtime.diffusion.cache.cachedit.config import CacheDiTAdapterConfig, ForwardPattern
 from porter.runtime.diffusion.data import OmniDiffusionConfig
 from porter.runtime.diffusion.distributed.parallel_state import (
     get_sequence_parallel_rank,
@@ -1030,6 +1033,9 @@ class PriorTransformer(nn.Module):
         (".to_kv.", ".to_k.", 0),
         (".to_kv.", ".to_v.", 1),
     ]
+    _cache_dit_adapter_config = CacheDiTAdapterConfig(
+        block_forward_patterns={"transformer_blocks": ForwardPattern.Pattern_3}
+    )
 
     def __init__(
         self,

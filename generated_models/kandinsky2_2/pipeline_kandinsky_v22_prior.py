@@ -2,6 +2,10 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/kandinsky2_2/pipeline_kandinsky2_2_prior.py sha256 88ba34a20eb55835786c9d11287238022e34bc912086d18c9f7ae6a6e1529c1d
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: request batching (prompts are padded by "'longest'", not to a length of their own)
 
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
@@ -29,6 +33,7 @@ from .support import (
     build_component,
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     weights_source,
@@ -71,6 +76,7 @@ class KandinskyV22PriorPipeline(
     _encoder_modules: ClassVar[list[str]] = ["image_encoder", "text_encoder"]
     _vae_modules: ClassVar[list[str]] = []
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ("_guidance_scale", "_num_timesteps")
     request_constants: ClassVar[tuple[str, ...]] = ("prompt_embeds", "text_encoder_hidden_states", "text_mask")
@@ -87,6 +93,7 @@ class KandinskyV22PriorPipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "KandinskyV22PriorPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "prior")]

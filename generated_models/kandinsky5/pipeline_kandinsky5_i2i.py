@@ -16,6 +16,10 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/kandinsky5/pipeline_kandinsky_i2i.py sha256 d6d962dc3eae6c50c9659f11a726b1448d625ced3a2d1401c7697e85c13cfb5a
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: request batching (a request brings more than texts)
 
 import html
 from collections.abc import Iterable, Sequence
@@ -49,8 +53,10 @@ from .invariants import once
 from .kandinsky5_transformer import Kandinsky5Transformer3DModel
 from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
+    cache_each_branch,
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -136,6 +142,7 @@ class Kandinsky5I2IPipeline(
     _vae_modules: ClassVar[list[str]] = ["vae"]
     support_image_input: ClassVar[bool] = True
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ("_guidance_scale", "_interrupt", "_num_timesteps")
     request_constants: ClassVar[tuple[str, ...]] = (
@@ -166,6 +173,7 @@ class Kandinsky5I2IPipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "Kandinsky5I2IPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -177,6 +185,7 @@ class Kandinsky5I2IPipeline(
         self.text_encoder_2 = load_component(od_config, "text_encoder_2", CLIPTextModel)
         self.tokenizer_2 = load_component(od_config, "tokenizer_2", CLIPTokenizer)
         self.scheduler = load_component(od_config, "scheduler", FlowMatchEulerDiscreteScheduler)
+        cache_each_branch(self)
         self.prompt_template = "<|im_start|>system\nYou are a prompt engineer. Based on the provided source image (first image) and target image (second image), create an interesting text prompt that can be used together with the source image to create the target image:<|im_end|><|im_start|>user{}<|vision_start|><|image_pad|><|vision_end|><|im_end|>"
         self.prompt_template_encode_start_idx = 54
 

@@ -19,6 +19,10 @@
 # Source: diffusers/models/latent_upscaler/latent_upscaler_kandinsky6_sr.py sha256 3f381bfccc6af14239e06f43b3bb26bdea0577b8e6a844bbd567211226009d8e
 # Source: diffusers/pipelines/kandinsky6/pipeline_kandinsky6_sr.py sha256 8f06a45e74c75850c7b801346d07de40f516d0eb9324ebd6072e98e9618172a9
 # Rules: drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook
+# Tier: D
+# Features: tensor parallelism, Cache-DiT, regional compilation, layer-wise offload, HSDP
+# Without: sequence parallelism (it has no attention layer of the engine); CFG parallelism (without guidance); step
+#   execution (a scheduler step and a prediction are mixed in one step); request batching (it runs whole)
 # Vendored, since the target's diffusers lacks it: diffusers.models.autoencoders.autoencoder_kandinsky6_sr.Kandinsky6SRVAE
 # Vendored, since the target's diffusers lacks it: diffusers.models.latent_upscaler.latent_upscaler_kandinsky6_sr.Kandinsky6SRLatentUpscalerBank
 # Vendored, since the target's diffusers lacks it: diffusers.schedulers.scheduling_piflow.PiflowScheduler
@@ -61,6 +65,7 @@ from .kandinsky6_sr_transformer import Kandinsky6SRTransformer3DModel
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     request_state,
@@ -1461,6 +1466,7 @@ class Kandinsky6SRPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
                 "cfg_parallel_size": "not applicable: without guidance",
             },
         )
+        refuse_caching(od_config, "Kandinsky6SRPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

@@ -16,6 +16,9 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/krea2/pipeline_krea2.py sha256 ed8759b1afd7b74b1f6f4faa7da577216db10710514ffeb1957de85875e5f3f4
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, register-to-config, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
+#   regional compilation, layer-wise offload, HSDP, attention backends
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -46,9 +49,11 @@ from porter.runtime.logger import init_logger
 from .krea2_transformer import Krea2Transformer2DModel
 from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
+    cache_each_branch,
     load_component,
     load_component_weights,
     model_index_value,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -170,6 +175,7 @@ class Krea2Pipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -199,6 +205,7 @@ class Krea2Pipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "Krea2Pipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -211,6 +218,7 @@ class Krea2Pipeline(
         self.tokenizer = load_component(od_config, "tokenizer", AutoTokenizer)
         transformer_kwargs = get_transformer_config_kwargs(od_config.tf_model_config, Krea2Transformer2DModel)
         self.transformer = Krea2Transformer2DModel(od_config=od_config, **transformer_kwargs)
+        cache_each_branch(self)
         # Indices into the text encoder's `hidden_states` tuple (0 is the embedding output) whose states are stacked
         # per token and fed to the transformer's text fusion stage. `None` selects the Krea 2 (Qwen3-VL-4B) taps.
         if text_encoder_select_layers is None:
@@ -778,7 +786,7 @@ class Krea2Pipeline(
 
         return DiffusionOutput(output=image)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def combine_cfg_noise(

@@ -17,6 +17,9 @@
 # Source: diffusers/models/attention.py sha256 1c387653405148e18f0d7972542d7ced68dd14f626ad8d5a433d91a9bcdf74e8
 # Source: diffusers/models/transformers/latte_transformer_3d.py sha256 0a636d19f38b2f5c382f5b15e79ecd30443a354c3cdfe662c20401dddc5d6bbd
 # Rules: attention-layer, attention-sites, block-metadata, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
+# Tier: D
+# Features: tensor parallelism, sequence parallelism
+# Without: Cache-DiT (its forward has no loop over blocks)
 
 import dataclasses
 from collections.abc import Iterable

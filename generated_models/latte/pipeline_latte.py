@@ -17,6 +17,11 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/latte/pipeline_latte.py sha256 20aac8a2fe426670890047fd7ba55af394d73a2e94752f01d336e9042c145fac
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, regional compilation, layer-
+#   wise offload, HSDP, attention backends
+# Without: request batching (mask_text_embeddings reduces over all samples: mask.sum()); Cache-DiT (its forward has no
+#   loop over blocks)
 
 import html
 import inspect
@@ -52,6 +57,7 @@ from .stepwise import denoise_requests, per_request, predict_halves, run_request
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -163,6 +169,7 @@ class LattePipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_current_timestep",
@@ -189,6 +196,7 @@ class LattePipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "LattePipeline", "not applicable: its forward has no loop over blocks")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

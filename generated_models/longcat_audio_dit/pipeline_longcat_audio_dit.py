@@ -19,6 +19,11 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/longcat_audio_dit/pipeline_longcat_audio_dit.py sha256 b7a359e2a4d96bbfe02bfc404cc312ded9b3de041dac4b22006f459237554ca1
 # Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, regional compilation, layer-
+#   wise offload, HSDP, attention backends
+# Without: request batching (prompts are padded by "'longest'", not to a length of their own); Cache-DiT (blocks: it
+#   is gone through twice)
 
 import re
 from collections.abc import Iterable, Sequence
@@ -45,7 +50,14 @@ from porter.runtime.diffusion.worker.utils import StepRequestState
 
 from .longcat_audio_dit_transformer import LongCatAudioDiTTransformer
 from .stepwise import denoise_requests, per_request, run_request, single
-from .support import load_component, load_component_weights, refuse_parallelism, request_arguments, weights_source
+from .support import (
+    load_component,
+    load_component_weights,
+    refuse_caching,
+    refuse_parallelism,
+    request_arguments,
+    weights_source,
+)
 
 
 def _lens_to_mask(lengths: torch.Tensor, length: int | None = None) -> torch.BoolTensor:
@@ -101,6 +113,7 @@ class LongCatAudioDiTPipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ("_guidance_scale", "_num_timesteps")
     request_constants: ClassVar[tuple[str, ...]] = (
@@ -125,6 +138,7 @@ class LongCatAudioDiTPipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "LongCatAudioDiTPipeline", "refused: blocks: it is gone through twice")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

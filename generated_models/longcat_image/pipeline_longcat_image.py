@@ -16,6 +16,10 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/longcat_image/pipeline_longcat_image.py sha256 cb6925982c54b739c9c4ab4bffbc00e208031c030321cf9a37f336a42cb17379
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: request batching (prompts are padded by 'True', not to a length of their own)
 
 import inspect
 import re
@@ -47,8 +51,10 @@ from porter.runtime.logger import init_logger
 from .longcat_image_transformer import LongCatImageTransformer2DModel
 from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
+    cache_each_branch,
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -206,6 +212,7 @@ class LongCatImagePipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_current_timestep",
@@ -237,6 +244,7 @@ class LongCatImagePipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "LongCatImagePipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -247,6 +255,7 @@ class LongCatImagePipeline(
         self.text_processor = load_component(od_config, "text_processor", Qwen2VLProcessor)
         transformer_kwargs = get_transformer_config_kwargs(od_config.tf_model_config, LongCatImageTransformer2DModel)
         self.transformer = LongCatImageTransformer2DModel(od_config=od_config, **transformer_kwargs)
+        cache_each_branch(self)
 
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if getattr(self, "vae", None) else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor * 2)

@@ -17,6 +17,9 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/models/transformers/transformer_ltx2.py sha256 3a06d5043886efeb0d58f8284e7d7dc6559a71344568ccdb1230da9882727fad
 # Rules: attention-layer, block-metadata, explicit-config, hoist-invariants, keep-processor, lazy-logs, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, tensor-parallel, thread-quantization
+# Tier: D
+# Features: tensor parallelism, sequence parallelism
+# Without: Cache-DiT (transformer_blocks: its loop does more than call the blocks)
 
 import dataclasses
 import inspect

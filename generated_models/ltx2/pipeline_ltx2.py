@@ -17,6 +17,10 @@
 # Source: diffusers/pipelines/ltx2/utils.py sha256 a0112ede0352c4228dd5c16aca572ef13e5624ea56a2c324b0c7f46b4583f1ad
 # Source: diffusers/pipelines/ltx2/pipeline_ltx2.py sha256 c32b7385b927a4aefff9a479e1990c5da2c62148e7dc177370664d5427e6c1ac
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: Cache-DiT (transformer_blocks: its loop does more than call the blocks)
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.ltx2.utils.conditioning_frame_rate
 
 import copy
@@ -74,6 +78,7 @@ from .stepwise import denoise_requests, per_request, predict_halves, run_request
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -239,6 +244,7 @@ class LTX2Pipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae", "audio_vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -283,6 +289,9 @@ class LTX2Pipeline(
                 "merged_projections_size": "refused: to_k, to_q, to_v: reads another value, or in another place",
                 "cfg_parallel_size": "derived",
             },
+        )
+        refuse_caching(
+            od_config, "LTX2Pipeline", "refused: transformer_blocks: its loop does more than call the blocks"
         )
         self.od_config = od_config
         self.device = get_local_device()
@@ -1794,7 +1803,7 @@ class LTX2Pipeline(
 
         return DiffusionOutput(output=(video, audio))
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def predict_noise(self, **kwargs):

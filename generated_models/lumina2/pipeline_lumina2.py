@@ -16,6 +16,10 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/lumina2/pipeline_lumina2.py sha256 e2e25bc37c944fe71943d34356f26cdc9670bf12db82dc8412fb864f8f612505
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, CFG parallelism, step execution, request batching, Cache-DiT, regional compilation,
+#   layer-wise offload, HSDP
+# Without: sequence parallelism (it has no attention layer of the engine)
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -45,8 +49,10 @@ from porter.runtime.logger import init_logger
 from .lumina2_transformer import Lumina2Transformer2DModel
 from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
+    cache_each_branch,
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -159,6 +165,7 @@ class Lumina2Pipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ("_attention_kwargs", "_guidance_scale", "_num_timesteps")
     request_constants: ClassVar[tuple[str, ...]] = (
@@ -184,6 +191,7 @@ class Lumina2Pipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "Lumina2Pipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -193,6 +201,7 @@ class Lumina2Pipeline(
         self.vae = load_component(od_config, "vae", AutoencoderKL)
         self.text_encoder = load_component(od_config, "text_encoder", Gemma2PreTrainedModel)
         self.tokenizer = load_component(od_config, "tokenizer", GemmaTokenizer, GemmaTokenizerFast)
+        cache_each_branch(self)
         self.vae_scale_factor = 8
         self.default_sample_size = (
             self.transformer.config.sample_size
@@ -775,7 +784,7 @@ class Lumina2Pipeline(
 
         return DiffusionOutput(output=image)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def combine_cfg_noise(

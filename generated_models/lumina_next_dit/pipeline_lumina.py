@@ -16,6 +16,11 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/lumina/pipeline_lumina.py sha256 720ec1ef622231ed2e925971b160112b8db3c20a97ebe61e26bc7644cc34d94e
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: CFG parallelism, step execution, Cache-DiT, regional compilation, layer-wise offload, HSDP
+# Without: tensor parallelism (no projection can be split: its output leaves the module split); sequence parallelism
+#   (it has no attention layer of the engine); request batching (prompts are padded by 'True', not to a length of
+#   their own)
 
 import html
 import inspect
@@ -52,6 +57,7 @@ from .stepwise import denoise_requests, per_request, predict_halves, run_request
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -174,6 +180,7 @@ class LuminaPipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ("_guidance_scale", "_num_timesteps")
     request_constants: ClassVar[tuple[str, ...]] = (
@@ -198,6 +205,7 @@ class LuminaPipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "LuminaPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

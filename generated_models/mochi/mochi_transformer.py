@@ -17,7 +17,9 @@
 # Source: diffusers/models/embeddings.py sha256 512e9bb699552661ba5323b7a84f1d52a6f3ee0d1390bb35d69caeacd8caf903
 # Source: diffusers/models/transformers/transformer_mochi.py sha256 2ce641b7cd2f9c2b1cad59e1affd05923633d053e2bef672b62a608714dfad08
 # Source: diffusers/models/attention_processor.py sha256 59871fd4e66fc14a26f0e0464706ab24680e13dcd93161c55123678a5e671772
-# Rules: attention-layer, attention-sites, block-metadata, engine-ada-layer-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
+# Rules: attention-layer, attention-sites, block-metadata, cache-blocks, engine-ada-layer-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, Cache-DiT
 
 from __future__ import annotations
 
@@ -38,6 +40,7 @@ from torch import nn
 
 from porter.runtime.diffusion.attention.backends.abstract import AttentionMetadata
 from porter.runtime.diffusion.attention.layer import Attention
+from porter.runtime.diffusion.cache.cachedit.config import CacheDiTAdapterConfig, ForwardPattern
 from porter.runtime.diffusion.data import OmniDiffusionConfig
 from porter.runtime.diffusion.distributed.parallel_state import (
     get_sequence_parallel_rank,
@@ -1064,6 +1067,9 @@ class MochiTransformer3DModel(nn.Module):
         (".to_qkv.", ".to_k.", "k"),
         (".to_qkv.", ".to_v.", "v"),
     ]
+    _cache_dit_adapter_config = CacheDiTAdapterConfig(
+        block_forward_patterns={"transformer_blocks": ForwardPattern.Pattern_0}
+    )
 
     def __init__(
         self,

@@ -16,6 +16,10 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/motif_video/pipeline_motif_video.py sha256 6435f9ab15d5168273292530f122457af9cfcec26ee0d9bcabdc85d4f7c5e690
 # Rules: cache-context, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, step execution, request batching, Cache-DiT, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: CFG parallelism (guidance has a form of its own)
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -46,6 +50,7 @@ from .stepwise import denoise_requests, per_request, run_request
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -160,6 +165,7 @@ class MotifVideoPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler", "guider")
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -189,6 +195,7 @@ class MotifVideoPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )
+        refuse_caching(od_config, "MotifVideoPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -799,7 +806,7 @@ class MotifVideoPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery
 
         return DiffusionOutput(output=video)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:

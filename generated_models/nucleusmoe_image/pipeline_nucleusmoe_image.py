@@ -16,6 +16,10 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/nucleusmoe_image/pipeline_nucleusmoe_image.py sha256 0add29abb6879e91de698a613be69a82da2201c3917177c74a43a82bcb2bb11e
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: request batching (prompts are padded by "'longest'", not to a length of their own)
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -45,8 +49,10 @@ from porter.runtime.logger import init_logger
 from .nucleusmoe_image_transformer import NucleusMoEImageTransformer2DModel
 from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
+    cache_each_branch,
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -162,6 +168,7 @@ class NucleusMoEImagePipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -192,6 +199,7 @@ class NucleusMoEImagePipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "NucleusMoEImagePipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -203,6 +211,7 @@ class NucleusMoEImagePipeline(
         self.vae = load_component(od_config, "vae", AutoencoderKLQwenImage)
         self.text_encoder = load_component(od_config, "text_encoder", Qwen3VLForConditionalGeneration)
         self.processor = load_component(od_config, "processor", Qwen3VLProcessor)
+        cache_each_branch(self)
         self.vae_scale_factor = 2 ** len(self.vae.temperal_downsample) if getattr(self, "vae", None) else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor * 2)
 

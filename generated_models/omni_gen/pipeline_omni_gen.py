@@ -16,6 +16,11 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/omnigen/pipeline_omnigen.py sha256 fbdb7e4b4e797bd793f5128e107313acca72ea2d8d593b55961b3cff9683c9d1
 # Rules: drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, step execution, Cache-DiT, regional compilation, layer-wise
+#   offload, HSDP, attention backends
+# Without: CFG parallelism (guidance has a form of its own); request batching (nothing says that prompts get equal
+#   lengths)
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -47,6 +52,7 @@ from .stepwise import denoise_requests, per_request, run_request
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -146,6 +152,7 @@ class OmniGenPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
     _encoder_modules: ClassVar[list[str]] = []
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ("_guidance_scale", "_interrupt", "_num_timesteps")
     request_constants: ClassVar[tuple[str, ...]] = (
@@ -169,6 +176,7 @@ class OmniGenPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )
+        refuse_caching(od_config, "OmniGenPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

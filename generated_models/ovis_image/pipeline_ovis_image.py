@@ -16,6 +16,9 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/ovis_image/pipeline_ovis_image.py sha256 ddadbee8251c428a22fc279f73114d8440fa32b0e50c039a7e606599ffc19ac5
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
+#   regional compilation, layer-wise offload, HSDP, attention backends
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -45,8 +48,10 @@ from porter.runtime.logger import init_logger
 from .ovis_image_transformer import OvisImageTransformer2DModel
 from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
+    cache_each_branch,
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -160,6 +165,7 @@ class OvisImagePipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_current_timestep",
@@ -190,6 +196,7 @@ class OvisImagePipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "OvisImagePipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -199,6 +206,7 @@ class OvisImagePipeline(
         self.tokenizer = load_component(od_config, "tokenizer", Qwen2TokenizerFast)
         transformer_kwargs = get_transformer_config_kwargs(od_config.tf_model_config, OvisImageTransformer2DModel)
         self.transformer = OvisImageTransformer2DModel(od_config=od_config, **transformer_kwargs)
+        cache_each_branch(self)
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if getattr(self, "vae", None) else 8
         # Ovis-Image latents are turned into 2x2 patches and packed. This means the latent width and height has to be divisible
         # by the patch size. So the vae scale factor is multiplied by the patch size to account for this
@@ -767,7 +775,7 @@ class OvisImagePipeline(
 
         return DiffusionOutput(output=image)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def combine_cfg_noise(

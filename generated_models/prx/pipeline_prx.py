@@ -16,6 +16,11 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/prx/pipeline_prx.py sha256 94682c4b264449a3e3367ca2238de962a58ecc6682dfd842264450a8a41ade87
 # Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, register-to-config, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: request batching (diffusers rejects two prompts: The size of tensor a (2) must match the size of tensor b
+#   (4) at non-singleton dimension 0)
 
 import html
 import inspect
@@ -53,6 +58,7 @@ from .support import (
     load_component,
     load_component_weights,
     model_index_value,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     weights_source,
@@ -293,6 +299,7 @@ class PRXPipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ("_guidance_scale", "num_timesteps")
     request_constants: ClassVar[tuple[str, ...]] = ("ca_embed", "ca_mask", "device", "guidance_scale")
@@ -309,6 +316,7 @@ class PRXPipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "PRXPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]

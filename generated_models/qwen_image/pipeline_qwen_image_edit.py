@@ -16,6 +16,10 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/qwenimage/pipeline_qwenimage_edit.py sha256 6ceddbabf86d221477d91f2de6dbd3dfcc98864ba71f08bfabb98c4a3e323ac8
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, pre-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: request batching (a request brings more than texts)
 
 import inspect
 import math
@@ -47,10 +51,12 @@ from porter.runtime.logger import init_logger
 from .qwen_image_transformer import QwenImageTransformer2DModel
 from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
+    cache_each_branch,
     component_config,
     load_component,
     load_component_weights,
     preprocessed_inputs,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     request_state,
@@ -188,6 +194,7 @@ class QwenImageEditPipeline(
     _vae_modules: ClassVar[list[str]] = ["vae"]
     support_image_input: ClassVar[bool] = True
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -220,6 +227,7 @@ class QwenImageEditPipeline(
                 "cfg_parallel_size": "verified",
             },
         )
+        refuse_caching(od_config, "QwenImageEditPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -230,6 +238,7 @@ class QwenImageEditPipeline(
         self.processor = load_component(od_config, "processor", Qwen2VLProcessor)
         transformer_kwargs = get_transformer_config_kwargs(od_config.tf_model_config, QwenImageTransformer2DModel)
         self.transformer = QwenImageTransformer2DModel(od_config=od_config, **transformer_kwargs)
+        cache_each_branch(self)
         self.vae_scale_factor = 2 ** len(self.vae.temperal_downsample) if getattr(self, "vae", None) else 8
         self.latent_channels = self.vae.config.z_dim if getattr(self, "vae", None) else 16
         # QwenImage latents are turned into 2x2 patches and packed. This means the latent width and height has to be divisible

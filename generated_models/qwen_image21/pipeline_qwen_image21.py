@@ -18,6 +18,11 @@
 # Source: diffusers/pipelines/qwenimage21/pipeline_qwenimage21.py sha256 e75e4ce38d38e194edaac818bba99b2115b4bb2bfdbd15ce03a2813b0fe8856c
 # Source: diffusers/models/transformers/transformer_qwenimage21.py sha256 7a3393f89b1eb71d79c8669a719a21a616e6c8b188b2c1f5a2faca2cc701f171
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, register-to-config, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, regional compilation, layer-
+#   wise offload, HSDP, attention backends
+# Without: request batching (nothing says that prompts get equal lengths); Cache-DiT (transformer_blocks: its blocks
+#   are used outside of the loop)
 # Vendored, since the target's diffusers lacks it: diffusers.models.autoencoders.autoencoder_kl_qwenimage21.AutoencoderKLQwenImage21
 # Vendored, since the target's diffusers lacks it: diffusers.models.transformers.transformer_qwenimage21.QwenImage21KVCache
 
@@ -61,6 +66,7 @@ from .support import (
     load_component,
     load_component_weights,
     model_index_value,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -1758,6 +1764,7 @@ class QwenImage21Pipeline(
     _vae_modules: ClassVar[list[str]] = ["vae"]
     support_image_input: ClassVar[bool] = True
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -1792,6 +1799,9 @@ class QwenImage21Pipeline(
                 "merged_projections_size": "derived",
                 "cfg_parallel_size": "derived",
             },
+        )
+        refuse_caching(
+            od_config, "QwenImage21Pipeline", "refused: transformer_blocks: its blocks are used outside of the loop"
         )
         self.od_config = od_config
         self.device = get_local_device()

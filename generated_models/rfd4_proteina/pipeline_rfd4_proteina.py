@@ -18,6 +18,11 @@
 # Source: diffusers/models/transformers/transformer_rfd4_proteina.py sha256 f9b8ad97c04cdc4e9b6fd39beca1d57067ef1d428b4e73ccb753a72f6832f6b8
 # Source: diffusers/pipelines/rfd4_proteina/pipeline_output.py sha256 685d80e3fb2b531774e375faf1e48e6753474f9c863d83514df0ee9598dbe3e2
 # Rules: drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, register-to-config, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, step execution, regional compilation, layer-wise offload, HSDP,
+#   attention backends
+# Without: CFG parallelism (without guidance); request batching (its call has no prompt); Cache-DiT
+#   (transformer_layers: its loop does more than call the blocks)
 # Vendored, since the target's diffusers lacks it: diffusers.models.autoencoders.autoencoder_rfd4_proteina.RFD4ProteinaAutoencoder
 # Vendored, since the target's diffusers lacks it: diffusers.models.transformers.transformer_rfd4_proteina.CONDITION_KEYS
 # Vendored, since the target's diffusers lacks it: diffusers.models.transformers.transformer_rfd4_proteina.prepare_coord_group_seq
@@ -57,6 +62,7 @@ from .support import (
     load_component,
     load_component_weights,
     model_index_value,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     weights_source,
@@ -1100,6 +1106,7 @@ class RFD4ProteinaPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
     _encoder_modules: ClassVar[list[str]] = []
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("bb_ca_scheduler", "local_latents_scheduler")
     request_attributes: ClassVar[tuple[str, ...]] = ("_attention_kwargs", "_interrupt", "_num_timesteps")
     request_constants: ClassVar[tuple[str, ...]] = (
@@ -1124,6 +1131,9 @@ class RFD4ProteinaPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
                 "merged_projections_size": "not applicable: no two read the same input",
                 "cfg_parallel_size": "not applicable: without guidance",
             },
+        )
+        refuse_caching(
+            od_config, "RFD4ProteinaPipeline", "refused: transformer_layers: its loop does more than call the blocks"
         )
         self.od_config = od_config
         self.device = get_local_device()

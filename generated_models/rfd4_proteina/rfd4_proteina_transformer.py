@@ -93,6 +93,9 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/models/transformers/transformer_rfd4_proteina.py sha256 f9b8ad97c04cdc4e9b6fd39beca1d57067ef1d428b4e73ccb753a72f6832f6b8
 # Rules: attention-layer, block-metadata, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
+# Tier: D
+# Features: tensor parallelism, sequence parallelism
+# Without: Cache-DiT (transformer_layers: its loop does more than call the blocks)
 
 import dataclasses
 import math

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from porter.runtime.diffusion.data import DiffusionOutput
+from porter.runtime.diffusion.request import OmniDiffusionRequest
 from porter.runtime.diffusion.worker.input_batch import InputBatch
-from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
+from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch, split_diffusion_output_by_request
 from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
 from .invariants import Invariants, holding
-from .support import request_state
+from .support import cache_branches, request_state
 
 logger = init_logger(__name__)
 
@@ -23,14 +24,61 @@ logger = init_logger(__name__)
 HOISTING, HOISTING_LIMIT = "PORTER_HOISTING", 2048
 
 
-def run_request(pipeline: Any, req: DiffusionRequestBatch) -> DiffusionOutput:
-    """Run a request from its first step to its last."""
-    state = pipeline.prepare_encode(request_state(req))
+def run_request(pipeline: Any, req: DiffusionRequestBatch) -> DiffusionOutput | list[DiffusionOutput]:
+    """Run a request from its first step to its last; a list for a pipeline that takes several at a time.
+
+    Requests that differ in their texts and their noise alone are one call over all texts; others run one by one.
+    """
+    if not pipeline.supports_request_batch:
+        return _run(pipeline, request_state(req))
+    merged = merged_request(req.requests) if len(req.requests) > 1 else None
+    if merged is None:
+        return [_run(pipeline, request_state(DiffusionRequestBatch([request]))) for request in req.requests]
+    output = _run(pipeline, request_state(DiffusionRequestBatch([merged])))
+    return split_diffusion_output_by_request(output, req, num_outputs_per_prompt=1)
+
+
+def _run(pipeline: Any, state: StepRequestState) -> DiffusionOutput:
+    state = pipeline.prepare_encode(state)
     with pipeline.progress_bar(total=state.total_steps) as progress_bar:
         for _ in range(state.total_steps):
             pipeline.step_scheduler(state, pipeline.denoise_step(None, states=[state]))
             progress_bar.update()
     return pipeline.post_decode(state)
+
+
+def merged_request(requests: Sequence[OmniDiffusionRequest]) -> OmniDiffusionRequest | None:
+    """One request for all texts of several; None if they differ in more than texts and generators.
+
+    A generator that draws for several outputs at once does not draw what it would for one after the other, so each
+    request has one output.
+    """
+    prompts = [{"prompt": r.prompt} if isinstance(r.prompt, str) else dict(r.prompt) for r in requests]
+    settings = [dict(vars(r.sampling_params)) for r in requests]
+    generators = [held.pop("generator", None) for held in settings]
+    for held in settings:
+        held.pop("seed", None)
+    if not all(isinstance(generator, torch.Generator) for generator in generators):
+        return None
+    if any(held.get("num_outputs_per_prompt") != 1 or not _alike(held, settings[0]) for held in settings):
+        return None
+    texts = list(prompts[0])
+    if any(list(prompt) != texts or not all(isinstance(text, str) for text in prompt.values()) for prompt in prompts):
+        return None
+    first = copy.copy(requests[0])
+    first.prompt = {name: [prompt[name] for prompt in prompts] for name in texts}
+    first.sampling_params = copy.copy(requests[0].sampling_params)
+    first.sampling_params.generator = generators
+    return first
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two settings are equal; tensors and other large values only if they are the same object."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_alike(one[name], other[name]) for name in one)
+    if isinstance(one, (list, tuple)) and type(one) is type(other):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    return one is other or (isinstance(one, (bool, int, float, str)) and bool(one == other))
 
 
 def denoise_requests(
@@ -82,18 +130,19 @@ def per_request(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def work(self: Any, state: StepRequestState, *args: Any, **kwargs: Any) -> Any:
         names = (*self.request_components, *self.request_attributes)
-        shared = {name: vars(self)[name] for name in names if name in vars(self)}
+        held = vars(self)
+        shared = {name: held[name] for name in names if name in held}
         own = state.extra.setdefault("self", {})
         for name in self.request_components:
             if name not in own:
                 own[name] = copy.deepcopy(getattr(self, name))
         state.scheduler = own.get("scheduler")
-        vars(self).update(own)
+        held.update(own)
         try:
             return method(self, state, *args, **kwargs)
         finally:
-            own.update({name: vars(self).pop(name) for name in names if name in vars(self)})
-            vars(self).update(shared)
+            own.update({name: held.pop(name) for name in names if name in held})
+            held.update(shared)
 
     return work
 
@@ -102,6 +151,7 @@ def predict_branches(
     pipeline: Any, guided: Any, positive_kwargs: dict[str, Any], negative_kwargs: dict[str, Any] | None
 ) -> tuple[Any, Any]:
     """The predictions of both branches of guidance, side by side where the engine has ranks for that."""
+    cache_branches(pipeline, bool(guided))
     if not guided:
         return pipeline.predict_noise(**positive_kwargs), None
     return pipeline.predict_noise_maybe_with_cfg(

@@ -16,6 +16,9 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/sana_video/pipeline_sana_video.py sha256 0b51219793e91cf902cc423b9e049820d605d2c81ca24ebc79166eb1ca5437c2
 # Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
+#   regional compilation, layer-wise offload, HSDP, attention backends
 
 import html
 import inspect
@@ -54,6 +57,7 @@ from .stepwise import denoise_requests, per_request, predict_halves, run_request
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -188,6 +192,7 @@ class SanaVideoPipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ("_attention_kwargs", "_guidance_scale", "_interrupt", "_num_timesteps")
     request_constants: ClassVar[tuple[str, ...]] = ("guidance_scale", "latent_channels", "prompt_attention_mask", "prompt_embeds", "transformer_dtype")
@@ -196,6 +201,7 @@ class SanaVideoPipeline(
         self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
         refuse_parallelism(od_config, "SanaVideoPipeline", {'tensor_parallel_size': 'derived', 'sequence_parallel_size': 'verified', 'merged_projections_size': 'derived', 'cfg_parallel_size': 'derived'})
+        refuse_caching(od_config, "SanaVideoPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -972,7 +978,7 @@ class SanaVideoPipeline(
                 video = self.video_processor.resize_and_crop_tensor(video, orig_width, orig_height)
 
         return DiffusionOutput(output=video)
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
     def combine_cfg_noise(self, positive_noise_pred, negative_noise_pred, *args, **kwargs):
         """Both predictions as they are: ``denoise`` guides by itself."""

@@ -16,6 +16,10 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/stable_diffusion_3/pipeline_stable_diffusion_3.py sha256 a6163eddac1971623bfa1074c36f108c41442a36f8c7a0f8dbddfee94e97db7a
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: Cache-DiT (skip_layers changes the states between blocks of SD3Transformer2DModel)
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -53,6 +57,7 @@ from .stepwise import denoise_requests, per_request, predict_halves, run_request
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -185,6 +190,7 @@ class StableDiffusion3Pipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_clip_skip",
@@ -216,6 +222,11 @@ class StableDiffusion3Pipeline(
                 "merged_projections_size": "derived",
                 "cfg_parallel_size": "derived",
             },
+        )
+        refuse_caching(
+            od_config,
+            "StableDiffusion3Pipeline",
+            "refused: skip_layers changes the states between blocks of SD3Transformer2DModel",
         )
         self.od_config = od_config
         self.device = get_local_device()
@@ -1089,7 +1100,7 @@ class StableDiffusion3Pipeline(
 
         return DiffusionOutput(output=image)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def combine_cfg_noise(self, positive_noise_pred, negative_noise_pred, *args, **kwargs):

@@ -16,7 +16,9 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/models/attention.py sha256 1c387653405148e18f0d7972542d7ced68dd14f626ad8d5a433d91a9bcdf74e8
 # Source: diffusers/models/transformers/transformer_sd3.py sha256 ac1a1f5c63711f0fc301ef8a0c6a2c70c1085baf80f41b467240ac77b6826e15
-# Rules: attention-layer, attention-sites, block-metadata, engine-ada-layer-norm, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
+# Rules: attention-layer, attention-sites, block-metadata, cache-blocks, engine-ada-layer-norm, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, Cache-DiT
 
 import dataclasses
 from collections.abc import Iterable
@@ -38,6 +40,7 @@ from diffusers.utils.deprecation_utils import deprecate
 from torch import nn
 
 from porter.runtime.diffusion.attention.layer import Attention
+from porter.runtime.diffusion.cache.cachedit.config import CacheDiTAdapterConfig, ForwardPattern
 from porter.runtime.diffusion.data import OmniDiffusionConfig
 from porter.runtime.diffusion.distributed.parallel_state import (
     get_sequence_parallel_rank,
@@ -781,6 +784,9 @@ class SD3Transformer2DModel(nn.Module):
         (".to_qkv.", ".to_k.", "k"),
         (".to_qkv.", ".to_v.", "v"),
     ]
+    _cache_dit_adapter_config = CacheDiTAdapterConfig(
+        block_forward_patterns={"transformer_blocks": ForwardPattern.Pattern_1}
+    )
 
     def __init__(
         self,

@@ -16,6 +16,9 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/shap_e/pipeline_shap_e.py sha256 abdd26355573a3559029a6e2cf7db245c45d119a6060d3aa2257c75ec22c0325
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, replace-logger, static-helpers, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
+#   regional compilation, layer-wise offload, HSDP, attention backends
 
 import math
 from collections.abc import Iterable, Sequence
@@ -46,6 +49,7 @@ from .support import (
     build_component,
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     weights_source,
@@ -82,6 +86,7 @@ class ShapEPipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = []
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ()
     request_constants: ClassVar[tuple[str, ...]] = ("do_classifier_free_guidance", "guidance_scale", "prompt_embeds")
@@ -98,6 +103,7 @@ class ShapEPipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "ShapEPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "prior")]
@@ -373,7 +379,7 @@ class ShapEPipeline(
 
         return DiffusionOutput(output=images)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def predict_noise(self, **kwargs):

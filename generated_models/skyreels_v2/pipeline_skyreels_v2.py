@@ -17,6 +17,9 @@
 # Source: diffusers/pipelines/skyreels_v2/pipeline_skyreels_v2.py sha256 c6e482267e4f2e3e5239ecb2563af35424bca501e01b90a7e22581db0c1315a7
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
+#   regional compilation, layer-wise offload, HSDP, attention backends
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
@@ -51,8 +54,10 @@ from porter.runtime.logger import init_logger
 from .skyreels_v2_transformer import SkyReelsV2Transformer3DModel
 from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
+    cache_each_branch,
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -153,6 +158,7 @@ class SkyReelsV2Pipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -181,6 +187,7 @@ class SkyReelsV2Pipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "SkyReelsV2Pipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -190,6 +197,7 @@ class SkyReelsV2Pipeline(
         self.transformer = SkyReelsV2Transformer3DModel(od_config=od_config, **transformer_kwargs)
         self.vae = load_component(od_config, "vae", AutoencoderKLWan)
         self.scheduler = load_component(od_config, "scheduler", UniPCMultistepScheduler)
+        cache_each_branch(self)
 
         self.vae_scale_factor_temporal = 2 ** sum(self.vae.temperal_downsample) if getattr(self, "vae", None) else 4
         self.vae_scale_factor_spatial = 2 ** len(self.vae.temperal_downsample) if getattr(self, "vae", None) else 8
@@ -666,7 +674,7 @@ class SkyReelsV2Pipeline(
 
         return DiffusionOutput(output=video)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def combine_cfg_noise(

@@ -16,6 +16,9 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/stable_audio/pipeline_stable_audio.py sha256 8447379adada56cabb0fd02cdf2c0f012bdd3eabb51fa09e13ffee9559f31b63
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
+#   regional compilation, layer-wise offload, HSDP, attention backends
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -44,7 +47,14 @@ from porter.runtime.logger import init_logger
 
 from .stable_audio_transformer import StableAudioDiTModel
 from .stepwise import denoise_requests, per_request, predict_halves, run_request, single
-from .support import load_component, load_component_weights, refuse_parallelism, request_arguments, weights_source
+from .support import (
+    load_component,
+    load_component_weights,
+    refuse_caching,
+    refuse_parallelism,
+    request_arguments,
+    weights_source,
+)
 
 logger = init_logger(__name__)
 
@@ -82,6 +92,7 @@ class StableAudioPipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = ()
     request_constants: ClassVar[tuple[str, ...]] = (
@@ -104,6 +115,7 @@ class StableAudioPipeline(
                 "cfg_parallel_size": "derived",
             },
         )
+        refuse_caching(od_config, "StableAudioPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -774,7 +786,7 @@ class StableAudioPipeline(
 
         return DiffusionOutput(output=audio)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def combine_cfg_noise(self, positive_noise_pred, negative_noise_pred, *args, **kwargs):

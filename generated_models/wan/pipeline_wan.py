@@ -17,6 +17,9 @@
 # Source: diffusers/pipelines/wan/pipeline_wan.py sha256 e80e0bbb05db93a614e5c01733482ac56f0c426dc02abe3bb11383285fddd0a3
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, register-to-config, replace-logger, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
+#   regional compilation, layer-wise offload, HSDP, attention backends
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
@@ -51,9 +54,11 @@ from porter.runtime.logger import init_logger
 from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
     build_component,
+    cache_each_branch,
     load_component,
     load_component_weights,
     model_index_value,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -165,6 +170,7 @@ class WanPipeline(
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_attention_kwargs",
@@ -197,6 +203,7 @@ class WanPipeline(
                 "cfg_parallel_size": "verified",
             },
         )
+        refuse_caching(od_config, "WanPipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = []
@@ -212,6 +219,7 @@ class WanPipeline(
         self.transformer_2 = build_component(od_config, "transformer_2", WanTransformer3DModel)
         if self.transformer_2 is not None:
             self.weights_sources.append(weights_source(od_config, "transformer_2"))
+        cache_each_branch(self)
         self.config = FrozenDict({**getattr(self, "config", {}), **dict(boundary_ratio=boundary_ratio)})
         self.config = FrozenDict({**getattr(self, "config", {}), **dict(expand_timesteps=expand_timesteps)})
         self.vae_scale_factor_temporal = self.vae.config.scale_factor_temporal if getattr(self, "vae", None) else 4
@@ -768,7 +776,7 @@ class WanPipeline(
 
         return DiffusionOutput(output=video)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def predict_noise(self, current_model, **kwargs):

@@ -16,6 +16,10 @@
 # change the rule that made a line, or put the change into an override file beside this one.
 # Source: diffusers/pipelines/z_image/pipeline_z_image.py sha256 69fab586db19daa44abcee62d1e23768ec914e07f34269677fe5afac63a8e356
 # Rules: drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, step-execution
+# Tier: D
+# Features: tensor parallelism, sequence parallelism, step execution, request batching, Cache-DiT, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: CFG parallelism (guidance has a form of its own)
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -43,6 +47,7 @@ from .stepwise import denoise_requests, per_request, run_request
 from .support import (
     load_component,
     load_component_weights,
+    refuse_caching,
     refuse_parallelism,
     request_arguments,
     requested_output_type,
@@ -137,6 +142,7 @@ class ZImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Di
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_cfg_normalization",
@@ -165,6 +171,7 @@ class ZImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Di
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )
+        refuse_caching(od_config, "ZImagePipeline")
         self.od_config = od_config
         self.device = get_local_device()
         self.weights_sources = [weights_source(od_config, "transformer")]
@@ -646,7 +653,7 @@ class ZImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Di
 
         return DiffusionOutput(output=image)
 
-    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
