@@ -64,7 +64,9 @@ def prove(work: Path, python: str, only: list[str] | None) -> None:
         again = run(work, python, uneven, uneven)
         for mode in ("one", *MODES):
             found[mode] |= again[mode]
-    held: dict[str, Any] = json.loads(EVIDENCE.read_text()) if EVIDENCE.is_file() and only else {"models": {}}
+    held: dict[str, Any] = json.loads(EVIDENCE.read_text()) if EVIDENCE.is_file() else {}
+    if not only:
+        held["models"] = {}  # of classes that are gone, nothing is kept
     for name in names:
         held["models"][name] = {
             feature: proof(feature, features[name].get(feature, {}), found[mode].get(name, {"error": "was not run"}))

@@ -13,7 +13,7 @@ def test_what_porter_wrote_is_the_same(porter, tree, target):
     porter("convert", "TinyPipeline", "--source", tree.root, "--target", target, "-o", "generated_models")
     result = porter("check", "--source", tree.root)
     assert (result.code, result.err) == (0, "")
-    assert "8 files of 1 pipelines" in result.out
+    assert "9 files of 1 pipelines" in result.out
 
 
 def test_a_drifted_a_missing_and_a_left_over_file_differ_and_are_fixed(porter, tree):

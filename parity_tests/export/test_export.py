@@ -64,15 +64,24 @@ def test_an_image_model_is_added_and_nothing_is_touched(converter, checkout):
     assert "parity" in request and "untested" in request and "not measured" in request
 
 
+DELIVERED = ("AuraFlowPipeline", "LTXPipeline")
+FEATURES = ("cache_dit", "sequence_parallel", "tensor_parallel", "step_execution", "cfg_parallel")
+
+
 def test_pages_get_a_row_where_it_belongs(converter, checkout):
-    deliver(converter, checkout, "AuraFlowPipeline", "LTXPipeline")
+    deliver(converter, checkout, *DELIVERED)
     text = {name: found.decode() for name, found in files(checkout).items() if name.endswith(".md")}
     models = text["docs/models/supported_models.md"].splitlines()
     assert models[3] == "| `AuraFlowPipeline` | AuraFlow | `fal/AuraFlow` | | |" and models[4].startswith("| `FluxP")
     assert models[-2:] == ["", "End."]
     features = text["docs/user_guide/diffusion_features.md"]
-    assert "| **AuraFlow** | ❌ | ❓ | ✅ | ✅ | ❓ | ❓ |\n| **Bagel**" in features
-    assert "| **LTX** | ❓ | ❓ |\n| **Wan** |" in features
+    proven = {name: {k for k, v in converter.port(name).features.items() if v == "verified"} for name in DELIVERED}
+    aura, ltx = ({k: "✅" if k in held else "❓" for k in FEATURES} for held in proven.values())
+    row = (
+        f"{aura['cache_dit']} | {aura['sequence_parallel']} | {aura['tensor_parallel']} | ❓ | {aura['step_execution']}"
+    )
+    assert f"| **AuraFlow** | ❌ | {row} |\n| **Bagel**" in features
+    assert f"| **LTX** | {ltx['cache_dit']} | {ltx['cfg_parallel']} |\n| **Wan** |" in features
     recipes = text["recipes/README.md"].splitlines()
     [row] = [at for at, line in enumerate(recipes) if "AuraFlow" in line]
     assert recipes[row] == "| [`fal/AuraFlow.md`](./fal/AuraFlow.md) | Text to image serving | 1x GPU (untested) |"

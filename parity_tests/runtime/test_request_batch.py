@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import re
+import sys
 import textwrap
-from types import SimpleNamespace
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,13 +23,18 @@ from porter.runtime.inputs.data import OmniDiffusionSamplingParams
 
 
 @pytest.fixture(scope="module")
-def stepwise() -> SimpleNamespace:
+def stepwise(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     """The file that a family has, with a support file of two functions."""
-    text = fill("stepwise.py.j2").replace("vllm_omni.", "porter.runtime.")
-    text = text.replace("from .support import cache_branches, request_state\n", "")
-    space: dict[str, Any] = {"request_state": lambda req: req.requests[0], "cache_branches": lambda *_: None}
-    exec(text, space)
-    return SimpleNamespace(**space)
+    folder = tmp_path_factory.mktemp("families") / "batching_family"
+    folder.mkdir()
+    for name in ("stepwise", "invariants"):
+        text = re.sub(r"from vllm(_omni)?\.", "from porter.runtime.", fill(f"{name}.py.j2"))
+        (folder / f"{name}.py").write_text(text)
+    (folder / "support.py").write_text("cache_branches = print\nrequest_state = lambda request: request.requests[0]\n")
+    (folder / "__init__.py").touch()
+    sys.path.insert(0, str(folder.parent))
+    yield importlib.import_module("batching_family.stepwise")
+    sys.path.remove(str(folder.parent))
 
 
 def request(prompt: Any, seed: int | None = 0, **settings: Any) -> OmniDiffusionRequest:

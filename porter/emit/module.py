@@ -25,6 +25,8 @@ TITLES = {
     "step_execution": "step execution",
     "request_batch": "request batching",
     "cache_dit": "Cache-DiT",
+    "merged_projections": "merged projections",
+    "hoisting": "results held over steps",
     "regional_compile": "regional compilation",
     "layerwise_offload": "layer-wise offload",
     "hsdp": "HSDP",

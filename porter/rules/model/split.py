@@ -29,7 +29,7 @@ def split_over_ranks(built: PortedFile, model: Definition, tier: str = DEEPEST) 
 
     See :class:`TensorParallel` and :class:`SequenceParallel`; :mod:`porter.facts.tiers` for tiers.
     """
-    for name in ("tensor_parallel", "sequence_parallel"):
+    for name in ("tensor_parallel", "merged_projections", "sequence_parallel"):
         built.features[name] = Feature(REFUSED, left_out(tier))
     if tier < TENSOR:
         return

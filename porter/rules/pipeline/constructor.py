@@ -126,6 +126,7 @@ class PipelineConstructor(Rule):
                 def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
                     super().__init__()
                     refuse_parallelism(od_config, "ExamplePipeline")
+                    refuse_caching(od_config, "ExamplePipeline")
                     self.od_config = od_config
                     self.device = get_local_device()
                     self.weights_sources = [weights_source(od_config, "transformer")]
