@@ -17,7 +17,8 @@
 # Source: diffusers/pipelines/ace_step/pipeline_ace_step.py sha256 1b72a646a4efd576bcb3b1a2a01a1090bb691b4388d79c861d9a5a8137aa81f2
 # Rules: drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, step execution, regional compilation, layer-wise offload, HSDP
+# Features: tensor parallelism, step execution, merged projections, results held over steps, regional compilation,
+#   layer-wise offload, HSDP
 # Without: sequence parallelism (it has no attention layer of the engine); CFG parallelism (guidance has a form of its
 #   own); request batching (prompts are padded by "'longest'", not to a length of their own); Cache-DiT (layers: its
 #   loop does more than call the blocks)
@@ -193,9 +194,9 @@ class AceStepPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
             od_config,
             "AceStepPipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "refused: it has no attention layer of the engine",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )

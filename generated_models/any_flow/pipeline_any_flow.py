@@ -20,9 +20,10 @@
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, Cache-DiT, regional compilation, layer-wise
-#   offload, HSDP, attention backends
-# Without: step execution (a continue inside the denoising loop); request batching (it runs whole)
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, Cache-DiT, merged projections, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: step execution (a continue inside the denoising loop); request batching (it runs whole); results held over
+#   steps (a request holds nothing, its steps are not apart (a continue inside the denoising loop))
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
@@ -176,9 +177,9 @@ class AnyFlowPipeline(
             od_config,
             "AnyFlowPipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

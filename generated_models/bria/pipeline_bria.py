@@ -3,8 +3,8 @@
 # Source: diffusers/pipelines/bria/pipeline_bria.py sha256 2b8978697e72eb88222a29f47b59364767ede591cc4cf676cf4bd681aea60783
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
-#   compilation, layer-wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, merged projections,
+#   results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: request batching (nothing says that prompts get equal lengths)
 
 from collections.abc import Iterable, Sequence
@@ -125,9 +125,9 @@ class BriaPipeline(
             od_config,
             "BriaPipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

@@ -13,8 +13,8 @@
 # Source: diffusers/pipelines/bria_fibo/pipeline_bria_fibo.py sha256 06730639bd6856d0304cef1e3664f1a90d0794c9374af9788322b72c6e1532b9
 # Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, regional compilation, layer-
-#   wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, merged projections, results
+#   held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: request batching (prompts are padded by "'longest'", not to a length of their own); Cache-DiT
 #   (single_transformer_blocks: its loop does more than call the blocks; transformer_blocks: its loop does more than
 #   call the blocks)
@@ -106,9 +106,9 @@ class BriaFiboPipeline(
             od_config,
             "BriaFiboPipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

@@ -17,8 +17,8 @@
 # Source: diffusers/pipelines/chroma/pipeline_chroma.py sha256 459fb64e6f6004d3df87a840503b71c697c4d3100a04d61e1d4341a7effc48de
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, regional
-#   compilation, layer-wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, merged
+#   projections, results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: Cache-DiT (single_transformer_blocks: its loop does more than call the blocks; transformer_blocks: its loop
 #   does more than call the blocks)
 
@@ -196,9 +196,9 @@ class ChromaPipeline(
             od_config,
             "ChromaPipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

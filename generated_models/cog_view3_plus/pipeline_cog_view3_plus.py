@@ -19,7 +19,8 @@
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
 # Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
-#   regional compilation, layer-wise offload, HSDP, attention backends
+#   merged projections, regional compilation, layer-wise offload, HSDP, attention backends
+# Without: results held over steps (nothing that its forward calls depends on the request alone)
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -170,9 +171,9 @@ class CogView3PlusPipeline(
             od_config,
             "CogView3PlusPipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

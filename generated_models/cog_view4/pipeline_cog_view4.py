@@ -18,8 +18,8 @@
 # Source: diffusers/pipelines/cogview4/pipeline_cogview4.py sha256 cc9bdb1b4291edeadcdb8c243f57c935abc167bd418494173d70a4b870984cf1
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
-#   compilation, layer-wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, merged projections,
+#   results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: request batching (prompts are padded by "'longest'", not to a length of their own)
 
 import inspect
@@ -198,9 +198,9 @@ class CogView4Pipeline(
             od_config,
             "CogView4Pipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

@@ -18,8 +18,9 @@
 # Source: diffusers/models/transformers/dit_transformer_2d.py sha256 3843b76f75693bed81f90cb3c4d0782b02c1e25dde6bd38dc41f90fbd02586b6
 # Rules: attention-layer, attention-sites, block-metadata, explicit-config, fold-processor, merge-projections, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism
-# Without: Cache-DiT (transformer_blocks: its blocks are used outside of the loop)
+# Features: tensor parallelism, sequence parallelism, merged projections
+# Without: Cache-DiT (transformer_blocks: its blocks are used outside of the loop); results held over steps (nothing
+#   that its forward calls depends on the request alone)
 
 import dataclasses
 from collections.abc import Iterable

@@ -23,10 +23,11 @@
 # Source: diffusers/pipelines/dit/pipeline_dit.py sha256 431d8912a9f7b07effb56009f43c03560d690157f19b53699c9278d804d532e0
 # Rules: drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, static-helpers, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, step execution, regional compilation, layer-wise offload, HSDP,
-#   attention backends
+# Features: tensor parallelism, sequence parallelism, step execution, merged projections, regional compilation, layer-
+#   wise offload, HSDP, attention backends
 # Without: CFG parallelism (guidance has a form of its own); request batching (its call has no prompt); Cache-DiT
-#   (transformer_blocks: its blocks are used outside of the loop)
+#   (transformer_blocks: its blocks are used outside of the loop); results held over steps (nothing that its forward
+#   calls depends on the request alone)
 
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
@@ -95,9 +96,9 @@ class DiTPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Diffu
             od_config,
             "DiTPipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )

@@ -17,8 +17,8 @@
 # Source: diffusers/pipelines/ernie_image/pipeline_ernie_image.py sha256 0ff565a8661b8d62f880dc72f13424c90a5837adb79a72f96a833072d45de18f
 # Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, regional compilation, layer-
-#   wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, merged projections, results
+#   held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: request batching (_pad_text reduces over all samples: lens.max()); Cache-DiT (layers: its loop does more
 #   than call the blocks)
 
@@ -98,9 +98,9 @@ class ErnieImagePipeline(
             od_config,
             "ErnieImagePipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

@@ -19,7 +19,7 @@
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
 # Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
-#   regional compilation, layer-wise offload, HSDP, attention backends
+#   merged projections, results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ class FluxPipeline(
             {
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "verified",
             },
         )

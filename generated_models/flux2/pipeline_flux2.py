@@ -18,8 +18,8 @@
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
 # Rules: drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, step execution, Cache-DiT, regional compilation, layer-wise
-#   offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, step execution, Cache-DiT, merged projections, results held over
+#   steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: CFG parallelism (the model is told its guidance and predicts once); request batching
 #   (_unpack_latents_with_ids reduces over all samples: torch.max(h_ids))
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
@@ -354,9 +354,9 @@ class Flux2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Dif
             od_config,
             "Flux2Pipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "not applicable: the model is told its guidance and predicts once",
             },
         )

@@ -18,11 +18,11 @@
 # Source: diffusers/pipelines/glm_image/pipeline_glm_image.py sha256 8128c9d0b32d91aaabec94f851db3e37311f89c7f08c5cff299117db2a2a15e4
 # Rules: drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, step execution, regional compilation, layer-wise offload, HSDP,
-#   attention backends
+# Features: tensor parallelism, sequence parallelism, step execution, results held over steps, regional compilation,
+#   layer-wise offload, HSDP, attention backends
 # Without: CFG parallelism (guidance has a form of its own); request batching (prompts are padded by 'True if
 #   batch_size > 1 else False', not to a length of their own); Cache-DiT (kv_caches changes the states between blocks
-#   of GlmImageTransformer2DModel)
+#   of GlmImageTransformer2DModel); merged projections (no two read the same input)
 
 import inspect
 import re

@@ -17,9 +17,10 @@
 # Source: diffusers/pipelines/helios/pipeline_helios.py sha256 536eab87fd3e21928b93753c8b0171f3adb6657249bb629c45abeac40a2fbfc0
 # Rules: cache-context, cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, Cache-DiT, regional compilation, layer-wise
-#   offload, HSDP, attention backends
-# Without: step execution (the denoising loop reads its progress bar); request batching (it runs whole)
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, Cache-DiT, merged projections, regional
+#   compilation, layer-wise offload, HSDP, attention backends
+# Without: step execution (the denoising loop reads its progress bar); request batching (it runs whole); results held
+#   over steps (a request holds nothing, its steps are not apart (the denoising loop reads its progress bar))
 
 import html
 from collections.abc import Iterable
@@ -134,9 +135,9 @@ class HeliosPipeline(
             od_config,
             "HeliosPipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

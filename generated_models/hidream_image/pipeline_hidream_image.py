@@ -17,8 +17,8 @@
 # Source: diffusers/pipelines/hidream_image/pipeline_hidream_image.py sha256 42d5d89b89b9b16eeaef4a73351eb2789efae1ac3aa06e470e2dc8a9591418f6
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, regional
-#   compilation, layer-wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, merged
+#   projections, results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: Cache-DiT (double_stream_blocks: its loop does more than call the blocks; single_stream_blocks: its loop
 #   does more than call the blocks)
 
@@ -170,9 +170,9 @@ class HiDreamImagePipeline(
             od_config,
             "HiDreamImagePipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

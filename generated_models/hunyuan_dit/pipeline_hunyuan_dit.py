@@ -17,8 +17,8 @@
 # Source: diffusers/pipelines/hunyuandit/pipeline_hunyuandit.py sha256 0ee1b0b80233ec8f26f16db05f1054e2787e3ffe27e8527523403b7ee6e8717b
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, register-to-config, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, regional
-#   compilation, layer-wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, merged
+#   projections, results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: Cache-DiT (blocks: its loop does more than call the blocks)
 
 import inspect
@@ -222,9 +222,9 @@ class HunyuanDiTPipeline(
             od_config,
             "HunyuanDiTPipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

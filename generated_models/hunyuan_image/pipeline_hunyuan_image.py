@@ -17,8 +17,8 @@
 # Source: diffusers/pipelines/hunyuan_image/pipeline_hunyuanimage.py sha256 1f88b2a70a134f213903568dbf6e35b5ce55b0904a1bb53e44905728ed63ade0
 # Rules: cache-context, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, step execution, request batching, Cache-DiT, regional
-#   compilation, layer-wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, step execution, request batching, Cache-DiT, merged projections,
+#   results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: CFG parallelism (guidance has a form of its own)
 
 from __future__ import annotations
@@ -222,9 +222,9 @@ class HunyuanImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscove
             od_config,
             "HunyuanImagePipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )

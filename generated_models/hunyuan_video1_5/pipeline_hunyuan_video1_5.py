@@ -17,8 +17,8 @@
 # Source: diffusers/pipelines/hunyuan_video1_5/pipeline_hunyuan_video1_5.py sha256 c21bb74e2afe820cca20d5cc815b9c1c2f42bb9694b8208fa165b2af841a8248
 # Rules: cache-context, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, step execution, Cache-DiT, regional compilation, layer-wise
-#   offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, step execution, Cache-DiT, merged projections, results held over
+#   steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: CFG parallelism (guidance has a form of its own); request batching (diffusers rejects two prompts: output
 #   with shape [2, 1, 128, 128] doesn't match the broadcast shape [2, 2, 128, 128])
 
@@ -221,9 +221,9 @@ class HunyuanVideo15Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDisco
             od_config,
             "HunyuanVideo15Pipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )

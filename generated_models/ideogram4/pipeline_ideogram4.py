@@ -17,8 +17,8 @@
 # Source: diffusers/pipelines/ideogram4/pipeline_ideogram4.py sha256 92b0b3675ad9c6a51325ed7dccf6ff59acc8ccd25f117e8ec7863560d18e40ae
 # Rules: drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, step execution, Cache-DiT, regional compilation, layer-wise
-#   offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, step execution, Cache-DiT, merged projections, results held over
+#   steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: CFG parallelism (guidance has a form of its own); request batching (nothing says that prompts get equal
 #   lengths)
 
@@ -217,9 +217,9 @@ class Ideogram4Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery,
             od_config,
             "Ideogram4Pipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )

@@ -3,9 +3,9 @@
 # Source: diffusers/pipelines/joyimage/pipeline_joyimage_edit.py sha256 99d9b1ff4bd50d61ebca1f431a28898ca310eaa24e4e260cdc614d4e79c120d5
 # Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, pre-process-hook, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
-#   compilation, layer-wise offload, HSDP, attention backends
-# Without: request batching (a request brings more than texts)
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, results held over
+#   steps, regional compilation, layer-wise offload, HSDP, attention backends
+# Without: request batching (a request brings more than texts); merged projections (no two read the same input)
 
 import inspect
 from collections.abc import Iterable, Sequence

@@ -17,8 +17,8 @@
 # Source: diffusers/pipelines/kandinsky/pipeline_kandinsky_prior.py sha256 90151662846e266ac68c772fa52e91e5107e86242730a2eaf9052069127f1532
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
-#   compilation, layer-wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, merged projections,
+#   results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: request batching (prompts are padded by "'longest'", not to a length of their own)
 
 from collections.abc import Iterable, Sequence
@@ -101,9 +101,9 @@ class KandinskyPriorPipeline(
             od_config,
             "KandinskyPriorPipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

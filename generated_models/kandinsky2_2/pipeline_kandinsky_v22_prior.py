@@ -3,8 +3,8 @@
 # Source: diffusers/pipelines/kandinsky2_2/pipeline_kandinsky2_2_prior.py sha256 88ba34a20eb55835786c9d11287238022e34bc912086d18c9f7ae6a6e1529c1d
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
-#   compilation, layer-wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, merged projections,
+#   results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: request batching (prompts are padded by "'longest'", not to a length of their own)
 
 from collections.abc import Iterable, Sequence
@@ -87,9 +87,9 @@ class KandinskyV22PriorPipeline(
             od_config,
             "KandinskyV22PriorPipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

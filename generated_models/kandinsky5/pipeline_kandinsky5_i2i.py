@@ -17,8 +17,8 @@
 # Source: diffusers/pipelines/kandinsky5/pipeline_kandinsky_i2i.py sha256 d6d962dc3eae6c50c9659f11a726b1448d625ced3a2d1401c7697e85c13cfb5a
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
-#   compilation, layer-wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, merged projections,
+#   results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: request batching (a request brings more than texts)
 
 import html
@@ -167,9 +167,9 @@ class Kandinsky5I2IPipeline(
             od_config,
             "Kandinsky5I2IPipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

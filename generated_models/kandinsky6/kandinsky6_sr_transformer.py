@@ -18,7 +18,8 @@
 # Rules: attention-layer, block-metadata, cache-blocks, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins, replace-logger, tensor-parallel, thread-quantization
 # Tier: D
 # Features: tensor parallelism, Cache-DiT
-# Without: sequence parallelism (it has no attention layer of the engine)
+# Without: sequence parallelism (it has no attention layer of the engine); merged projections (no two read the same
+#   input); results held over steps (nothing that its forward calls depends on the request alone)
 
 from __future__ import annotations
 

@@ -22,7 +22,9 @@
 # Tier: D
 # Features: tensor parallelism, Cache-DiT, regional compilation, layer-wise offload, HSDP
 # Without: sequence parallelism (it has no attention layer of the engine); CFG parallelism (without guidance); step
-#   execution (a scheduler step and a prediction are mixed in one step); request batching (it runs whole)
+#   execution (a scheduler step and a prediction are mixed in one step); request batching (it runs whole); merged
+#   projections (no two read the same input); results held over steps (nothing that its forward calls depends on the
+#   request alone)
 # Vendored, since the target's diffusers lacks it: diffusers.models.autoencoders.autoencoder_kandinsky6_sr.Kandinsky6SRVAE
 # Vendored, since the target's diffusers lacks it: diffusers.models.latent_upscaler.latent_upscaler_kandinsky6_sr.Kandinsky6SRLatentUpscalerBank
 # Vendored, since the target's diffusers lacks it: diffusers.schedulers.scheduling_piflow.PiflowScheduler

@@ -18,8 +18,8 @@
 # Source: diffusers/pipelines/latte/pipeline_latte.py sha256 20aac8a2fe426670890047fd7ba55af394d73a2e94752f01d336e9042c145fac
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, regional compilation, layer-
-#   wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, merged projections, results
+#   held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: request batching (mask_text_embeddings reduces over all samples: mask.sum()); Cache-DiT (its forward has no
 #   loop over blocks)
 
@@ -190,9 +190,9 @@ class LattePipeline(
             od_config,
             "LattePipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

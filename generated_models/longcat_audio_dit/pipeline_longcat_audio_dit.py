@@ -20,8 +20,8 @@
 # Source: diffusers/pipelines/longcat_audio_dit/pipeline_longcat_audio_dit.py sha256 b7a359e2a4d96bbfe02bfc404cc312ded9b3de041dac4b22006f459237554ca1
 # Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, regional compilation, layer-
-#   wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, merged projections, results
+#   held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: request batching (prompts are padded by "'longest'", not to a length of their own); Cache-DiT (blocks: it
 #   is gone through twice)
 
@@ -132,9 +132,9 @@ class LongCatAudioDiTPipeline(
             od_config,
             "LongCatAudioDiTPipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

@@ -17,8 +17,8 @@
 # Source: diffusers/pipelines/longcat_image/pipeline_longcat_image.py sha256 cb6925982c54b739c9c4ab4bffbc00e208031c030321cf9a37f336a42cb17379
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
-#   compilation, layer-wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, merged projections,
+#   results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: request batching (prompts are padded by 'True', not to a length of their own)
 
 import inspect
@@ -238,9 +238,9 @@ class LongCatImagePipeline(
             od_config,
             "LongCatImagePipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

@@ -18,9 +18,10 @@
 # Source: diffusers/pipelines/ltx2/pipeline_ltx2.py sha256 c32b7385b927a4aefff9a479e1990c5da2c62148e7dc177370664d5427e6c1ac
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, regional
-#   compilation, layer-wise offload, HSDP, attention backends
-# Without: Cache-DiT (transformer_blocks: its loop does more than call the blocks)
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, results held
+#   over steps, regional compilation, layer-wise offload, HSDP, attention backends
+# Without: Cache-DiT (transformer_blocks: its loop does more than call the blocks); merged projections (to_k, to_q,
+#   to_v: reads another value, or in another place)
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.ltx2.utils.conditioning_frame_rate
 
 import copy

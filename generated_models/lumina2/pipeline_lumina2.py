@@ -17,8 +17,8 @@
 # Source: diffusers/pipelines/lumina2/pipeline_lumina2.py sha256 e2e25bc37c944fe71943d34356f26cdc9670bf12db82dc8412fb864f8f612505
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, CFG parallelism, step execution, request batching, Cache-DiT, regional compilation,
-#   layer-wise offload, HSDP
+# Features: tensor parallelism, CFG parallelism, step execution, request batching, Cache-DiT, merged projections,
+#   results held over steps, regional compilation, layer-wise offload, HSDP
 # Without: sequence parallelism (it has no attention layer of the engine)
 
 import inspect
@@ -185,9 +185,9 @@ class Lumina2Pipeline(
             od_config,
             "Lumina2Pipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "refused: it has no attention layer of the engine",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

@@ -17,10 +17,11 @@
 # Source: diffusers/pipelines/lumina/pipeline_lumina.py sha256 720ec1ef622231ed2e925971b160112b8db3c20a97ebe61e26bc7644cc34d94e
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: CFG parallelism, step execution, Cache-DiT, regional compilation, layer-wise offload, HSDP
+# Features: CFG parallelism, step execution, Cache-DiT, results held over steps, regional compilation, layer-wise
+#   offload, HSDP
 # Without: tensor parallelism (no projection can be split: its output leaves the module split); sequence parallelism
 #   (it has no attention layer of the engine); request batching (prompts are padded by 'True', not to a length of
-#   their own)
+#   their own); merged projections (no two read the same input)
 
 import html
 import inspect

@@ -19,7 +19,7 @@
 # Source: diffusers/models/attention_processor.py sha256 59871fd4e66fc14a26f0e0464706ab24680e13dcd93161c55123678a5e671772
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, engine-ada-layer-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
 
 from __future__ import annotations
 

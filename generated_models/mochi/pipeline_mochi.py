@@ -18,7 +18,7 @@
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, register-to-config, replace-logger, step-execution
 # Tier: D
 # Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
-#   regional compilation, layer-wise offload, HSDP, attention backends
+#   merged projections, results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -193,7 +193,7 @@ class MochiPipeline(
             {
                 "tensor_parallel_size": "derived",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

@@ -17,8 +17,8 @@
 # Source: diffusers/pipelines/motif_video/pipeline_motif_video.py sha256 6435f9ab15d5168273292530f122457af9cfcec26ee0d9bcabdc85d4f7c5e690
 # Rules: cache-context, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, step execution, request batching, Cache-DiT, regional
-#   compilation, layer-wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, step execution, request batching, Cache-DiT, merged projections,
+#   results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: CFG parallelism (guidance has a form of its own)
 
 import inspect
@@ -189,9 +189,9 @@ class MotifVideoPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery
             od_config,
             "MotifVideoPipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )

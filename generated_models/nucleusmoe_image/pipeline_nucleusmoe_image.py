@@ -17,9 +17,10 @@
 # Source: diffusers/pipelines/nucleusmoe_image/pipeline_nucleusmoe_image.py sha256 0add29abb6879e91de698a613be69a82da2201c3917177c74a43a82bcb2bb11e
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
-#   compilation, layer-wise offload, HSDP, attention backends
-# Without: request batching (prompts are padded by "'longest'", not to a length of their own)
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, results held over
+#   steps, regional compilation, layer-wise offload, HSDP, attention backends
+# Without: request batching (prompts are padded by "'longest'", not to a length of their own); merged projections (no
+#   two read the same input)
 
 import inspect
 from collections.abc import Iterable, Sequence

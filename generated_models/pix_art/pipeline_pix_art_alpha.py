@@ -18,7 +18,7 @@
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
 # Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
-#   regional compilation, layer-wise offload, HSDP, attention backends
+#   merged projections, results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 
 import html
 import inspect
@@ -307,9 +307,9 @@ class PixArtAlphaPipeline(
             od_config,
             "PixArtAlphaPipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

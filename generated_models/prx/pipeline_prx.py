@@ -17,8 +17,8 @@
 # Source: diffusers/pipelines/prx/pipeline_prx.py sha256 94682c4b264449a3e3367ca2238de962a58ecc6682dfd842264450a8a41ade87
 # Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, register-to-config, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
-#   compilation, layer-wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, merged projections,
+#   results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: request batching (diffusers rejects two prompts: The size of tensor a (2) must match the size of tensor b
 #   (4) at non-singleton dimension 0)
 
@@ -310,9 +310,9 @@ class PRXPipeline(
             od_config,
             "PRXPipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

@@ -17,8 +17,8 @@
 # Source: diffusers/pipelines/qwenimage/pipeline_qwenimage.py sha256 0d08f653ce49a6c768d6f4b414d7ee667dcb5e0a080e18034d5237ad5aeae4fb
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
-#   compilation, layer-wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, merged projections,
+#   results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: request batching (prompts are padded by 'True', not to a length of their own)
 
 import inspect
@@ -191,7 +191,7 @@ class QwenImagePipeline(
             {
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

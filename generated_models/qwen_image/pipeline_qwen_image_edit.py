@@ -17,8 +17,8 @@
 # Source: diffusers/pipelines/qwenimage/pipeline_qwenimage_edit.py sha256 6ceddbabf86d221477d91f2de6dbd3dfcc98864ba71f08bfabb98c4a3e323ac8
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, pre-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, regional
-#   compilation, layer-wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, merged projections,
+#   results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: request batching (a request brings more than texts)
 
 import inspect
@@ -223,7 +223,7 @@ class QwenImageEditPipeline(
             {
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "verified",
             },
         )

@@ -19,8 +19,8 @@
 # Source: diffusers/models/transformers/transformer_qwenimage21.py sha256 7a3393f89b1eb71d79c8669a719a21a616e6c8b188b2c1f5a2faca2cc701f171
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, register-to-config, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, regional compilation, layer-
-#   wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, merged projections, results
+#   held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: request batching (nothing says that prompts get equal lengths); Cache-DiT (transformer_blocks: its blocks
 #   are used outside of the loop)
 # Vendored, since the target's diffusers lacks it: diffusers.models.autoencoders.autoencoder_kl_qwenimage21.AutoencoderKLQwenImage21
@@ -1794,9 +1794,9 @@ class QwenImage21Pipeline(
             od_config,
             "QwenImage21Pipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

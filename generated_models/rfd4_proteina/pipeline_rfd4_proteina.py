@@ -22,7 +22,8 @@
 # Features: tensor parallelism, sequence parallelism, step execution, regional compilation, layer-wise offload, HSDP,
 #   attention backends
 # Without: CFG parallelism (without guidance); request batching (its call has no prompt); Cache-DiT
-#   (transformer_layers: its loop does more than call the blocks)
+#   (transformer_layers: its loop does more than call the blocks); merged projections (no two read the same input);
+#   results held over steps (nothing that its forward calls depends on the request alone)
 # Vendored, since the target's diffusers lacks it: diffusers.models.autoencoders.autoencoder_rfd4_proteina.RFD4ProteinaAutoencoder
 # Vendored, since the target's diffusers lacks it: diffusers.models.transformers.transformer_rfd4_proteina.CONDITION_KEYS
 # Vendored, since the target's diffusers lacks it: diffusers.models.transformers.transformer_rfd4_proteina.prepare_coord_group_seq

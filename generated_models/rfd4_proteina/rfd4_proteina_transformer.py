@@ -95,7 +95,8 @@
 # Rules: attention-layer, block-metadata, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
 # Features: tensor parallelism, sequence parallelism
-# Without: Cache-DiT (transformer_layers: its loop does more than call the blocks)
+# Without: Cache-DiT (transformer_layers: its loop does more than call the blocks); merged projections (no two read
+#   the same input); results held over steps (nothing that its forward calls depends on the request alone)
 
 import dataclasses
 import math

@@ -18,7 +18,7 @@
 # Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
 # Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
-#   regional compilation, layer-wise offload, HSDP, attention backends
+#   merged projections, results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 
 import html
 import inspect
@@ -200,7 +200,7 @@ class SanaPipeline(
     def __init__(
         self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
-        refuse_parallelism(od_config, "SanaPipeline", {'tensor_parallel_size': 'verified', 'sequence_parallel_size': 'verified', 'merged_projections_size': 'derived', 'cfg_parallel_size': 'verified'})
+        refuse_parallelism(od_config, "SanaPipeline", {'tensor_parallel_size': 'verified', 'sequence_parallel_size': 'verified', 'merged_projections_size': 'verified', 'cfg_parallel_size': 'verified'})
         refuse_caching(od_config, "SanaPipeline")
         self.od_config = od_config
         self.device = get_local_device()

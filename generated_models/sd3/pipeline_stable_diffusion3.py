@@ -17,8 +17,8 @@
 # Source: diffusers/pipelines/stable_diffusion_3/pipeline_stable_diffusion_3.py sha256 a6163eddac1971623bfa1074c36f108c41442a36f8c7a0f8dbddfee94e97db7a
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, regional
-#   compilation, layer-wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, merged
+#   projections, results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: Cache-DiT (skip_layers changes the states between blocks of SD3Transformer2DModel)
 
 import inspect
@@ -219,7 +219,7 @@ class StableDiffusion3Pipeline(
             {
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "derived",
             },
         )

@@ -18,7 +18,8 @@
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, replace-logger, step-execution
 # Tier: D
 # Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
-#   regional compilation, layer-wise offload, HSDP, attention backends
+#   results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
+# Without: merged projections (no two read the same input)
 
 import math
 from collections.abc import Iterable, Sequence

@@ -17,8 +17,8 @@
 # Source: diffusers/pipelines/z_image/pipeline_z_image.py sha256 69fab586db19daa44abcee62d1e23768ec914e07f34269677fe5afac63a8e356
 # Rules: drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, step execution, request batching, Cache-DiT, regional
-#   compilation, layer-wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, step execution, request batching, Cache-DiT, merged projections,
+#   results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 # Without: CFG parallelism (guidance has a form of its own)
 
 import inspect
@@ -165,9 +165,9 @@ class ZImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Di
             od_config,
             "ZImagePipeline",
             {
-                "tensor_parallel_size": "derived",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "derived",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "refused: guidance has a form of its own",
             },
         )
