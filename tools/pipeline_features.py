@@ -1,11 +1,15 @@
-"""Prove step execution and CFG parallelism of pipelines in vLLM-Omni.
+"""Prove what ports of pipelines do in vLLM-Omni: steps in turns, guidance on two ranks, Cache-DiT, batches of requests.
 
-    python tools/pipeline_features.py [--python .venv-omni/bin/python] [--only NAME …] [--resume]
+    python tools/pipeline_features.py [--python .venv-omni/bin/python] [--features NAME …] [--only NAME …] [--resume]
 
-Each pipeline with a tiny checkpoint is converted for vllm-omni. One process runs a request whole, and two requests of
-different step counts in turns, by the engine's own step scheduler; then two ranks (gloo, on the CPU) run the request
-with a branch of its guidance each. Adds to ``porter/parity/data/features.json``; the page is made by
-``tools/feature_table.py --table``.
+Each pipeline with a tiny checkpoint is converted for vllm-omni and run in the engine's worker on the CPU:
+
+- step_execution: a request whole, and two of different step counts in turns, by the engine's own step scheduler;
+- cfg_parallel: the same request on two ranks (gloo), with a branch of its guidance each;
+- cache_dit: with a cache that never fills (equal to none), and one that skips (blocks run less often);
+- request_batch: two requests together, as each alone.
+
+Adds to ``porter/parity/data/features.json``; the page is made by ``tools/feature_table.py --table``.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +29,39 @@ from porter.omni.rendezvous import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 EVIDENCE = ROOT / "porter" / "parity" / "data" / "features.json"
-BOUND = 1e-4
 # Pipelines between two notes of what was found.
 TOGETHER = 16
-# What is proven here; tools/native_features.py proves the rest.
-PROVEN = ("cfg_parallel", "step_execution")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How a feature is proven.
+
+    Attributes:
+        mode: of ``porter.omni.prove``.
+        bound: on the largest difference, as a part of the result's scale.
+        shared: whether the work was really shared or saved, from what the run noted.
+    """
+
+    mode: str
+    bound: float
+    shared: Callable[[dict[str, Any]], bool]
+
+
+PROOFS = {
+    "step_execution": Proof("one", 1e-4, lambda found: bool(found.get("steps_shared"))),
+    "cfg_parallel": Proof("cfg", 1e-4, lambda found: bool(found.get("collectives"))),
+    "cache_dit": Proof("cache", 0.0, lambda found: found["blocks"][-1] < found["blocks"][0]),
+    "request_batch": Proof("batch", 1e-5, lambda found: found["calls"][-1] < found["calls"][0]),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--python", default=str(ROOT / ".venv-omni" / "bin" / "python"), help="with vllm-omni")
+    parser.add_argument("--features", nargs="+", default=list(PROOFS), choices=list(PROOFS), metavar="NAME")
     parser.add_argument("--only", nargs="+", default=None, metavar="NAME")
-    parser.add_argument("--resume", action="store_true", help="leave out what was proven for the plan of today")
+    parser.add_argument("--resume", action="store_true", help="leave out what was run with the plan of today")
     args = parser.parse_args()
     from porter.emit.write import write_ports
     from porter.parity.spec import available
@@ -46,46 +73,49 @@ def main() -> None:
     names = args.only or available()
     for start in range(0, len(names), TOGETHER):
         ports = [converter.port(name) for name in names[start : start + TOGETHER]]
-        ports = [port for port in ports if plans(port) and not (args.resume and is_proven(port))]
-        if not ports:
-            continue
+        due = {
+            feature: [port for port in ports if feature in port.plans and not (args.resume and was_run(port, feature))]
+            for feature in args.features
+        }
         with tempfile.TemporaryDirectory(prefix="porter-features-") as folder:
             write_ports(Path(folder) / "ports", ports)
-            prove(Path(folder), args.python, ports)
+            for feature, wanted in due.items():
+                if wanted:
+                    prove(Path(folder), args.python, feature, wanted)
 
 
-def is_proven(port: Any) -> bool:
-    """Whether every plan of a port was run, as it is today."""
-    held = read()["pipelines"].get(port.name, {})
-    return all(held.get(name, {}).get("fingerprint") == plan for name, plan in plans(port).items())
+def was_run(port: Any, feature: str) -> bool:
+    """Whether a plan was run as it is today."""
+    held = read()["pipelines"].get(port.name, {}).get(feature, {})
+    return bool(held.get("fingerprint") == port.plans[feature])
 
 
-def plans(port: Any) -> dict[str, str]:
-    """What is to be proven of a port, with the fingerprint of each plan."""
-    return {name: plan for name, plan in port.plans.items() if name in PROVEN}
-
-
-def prove(work: Path, python: str, ports: list[Any]) -> None:
+def prove(work: Path, python: str, feature: str, ports: list[Any]) -> None:
     """Run some ports and add what was found to the evidence."""
-    names = [port.name for port in ports]
-    (work / "jobs.json").write_text(json.dumps(names))
-    start(work, python, "one", 0).wait()
-    (work / "jobs.json").write_text(json.dumps([port.name for port in ports if "cfg_parallel" in port.plans]))
-    port_number = free_port()
-    for process in [start(work, python, "cfg", rank, port_number) for rank in (0, 1)]:
-        process.wait()
-    alone, shared = results(work, "one"), results(work, "cfg")
+    found = run(work, python, PROOFS[feature].mode, [port.name for port in ports])
     held = read()
     for port in ports:
-        entry = held["pipelines"].setdefault(port.name, {})
-        for name, plan in plans(port).items():
-            found = (shared if name == "cfg_parallel" else alone).get(port.name, {"error": "was not run"})
-            together = found.get("collectives") if name == "cfg_parallel" else found.get("steps_shared")
-            passed = found.get("relative", 1.0) <= BOUND and bool(together)
-            entry[name] = {"fingerprint": plan, "passed": passed, **found}
-            print(port.name, name, found, flush=True)
+        entry = found.get(port.name, {"error": "was not run"})
+        proof = PROOFS[feature]
+        passed = "error" not in entry and entry.get("relative", 1.0) <= proof.bound and proof.shared(entry)
+        kept = {"fingerprint": port.plans[feature], "passed": passed, **entry}
+        held["pipelines"].setdefault(port.name, {})[feature] = kept
+        print(port.name, feature, entry, flush=True)
     held["pipelines"] = dict(sorted(held["pipelines"].items()))
     EVIDENCE.write_text(json.dumps(held, indent=1) + "\n")
+
+
+def run(work: Path, python: str, mode: str, names: list[str]) -> dict[str, dict[str, Any]]:
+    """How pipelines went in a mode; ``cfg`` has two processes, and compares with what ``one`` left."""
+    if mode == "cfg":
+        run(work, python, "one", [name for name in names if not (work / f"{name}.pt").is_file()])
+    (work / "jobs.json").write_text(json.dumps(names))
+    port = free_port()
+    for process in [start(work, python, mode, rank, port) for rank in range(2 if mode == "cfg" else 1)]:
+        process.wait()
+    log = work / f"{mode}.0.jsonl"
+    entries = map(json.loads, log.read_text().splitlines() if log.is_file() else [])
+    return {entry.pop("pipeline"): entry for entry in entries}
 
 
 def read() -> dict[str, Any]:
@@ -94,7 +124,7 @@ def read() -> dict[str, Any]:
     return held
 
 
-def start(work: Path, python: str, mode: str, rank: int, port: int = 0) -> subprocess.Popen[bytes]:
+def start(work: Path, python: str, mode: str, rank: int, port: int) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
@@ -103,19 +133,10 @@ def start(work: Path, python: str, mode: str, rank: int, port: int = 0) -> subpr
         "GLOO_SOCKET_IFNAME": "lo",
         "PORTER_UNVERIFIED": "1",
     }
-    command = [python, "-m", "porter.omni.turns", str(work), "--mode", mode, "--rank", str(rank)]
+    command = [python, "-m", "porter.omni.prove", str(work), "--mode", mode, "--rank", str(rank)]
     command += ["--port", str(port)]
     with (work / f"{mode}.{rank}.log").open("ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-
-
-def results(work: Path, mode: str) -> dict[str, dict[str, Any]]:
-    log = work / f"{mode}.0.jsonl"
-    lines = log.read_text().splitlines() if log.is_file() else []
-    found = {}
-    for entry in map(json.loads, lines):
-        found[entry.pop("pipeline")] = entry
-    return found
 
 
 if __name__ == "__main__":

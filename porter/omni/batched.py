@@ -1,15 +1,7 @@
-"""Requests that vLLM-Omni's worker runs together, against each alone.
-
-    python -m porter.omni.batched WORK
-
-``WORK/jobs.json`` names the pipelines, ``WORK/ports`` holds them; ``WORK/batch.jsonl`` says how each went: the largest
-relative difference, and how often the denoisers were called for two requests, one by one and together.
-"""
+"""Requests that vLLM-Omni's worker runs together, against each alone."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,24 +11,6 @@ import torch
 from porter.omni.turns import apart, prepare, results
 
 TEXTS = ("a cat", "two dogs that run over a green hill at night")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("work", type=Path)
-    args = parser.parse_args()
-    from porter import omni
-
-    omni.start()
-    torch.set_num_threads(1)
-    with (args.work / "batch.jsonl").open("a") as log:
-        for name in json.loads((args.work / "jobs.json").read_text()):
-            try:
-                entry = batched(args.work, name)
-            except Exception as error:  # noqa: BLE001 - what goes wrong is a result
-                entry = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-            log.write(json.dumps({"pipeline": name, **entry}) + "\n")
-            log.flush()
 
 
 def batched(work: Path, name: str) -> dict[str, Any]:
@@ -102,7 +76,3 @@ def run(worker: Any, name: str, numbers: list[int]) -> list[Any]:
             found[request_id] = result.output
         scheduler.update_from_output(scheduled, output)
     return [found[request.request_id] for request in made]
-
-
-if __name__ == "__main__":
-    main()

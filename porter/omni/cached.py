@@ -1,14 +1,7 @@
-"""Ports in vLLM-Omni's worker with Cache-DiT: how often their blocks run, and what that changes.
-
-    python -m porter.omni.cached WORK
-
-``WORK/jobs.json`` names the pipelines, ``WORK/ports`` holds them; ``WORK/cache.jsonl`` says how each went. A request is
-run without a cache, with one that never fills (all steps are warm-up), and with one that skips whatever it may.
-"""
+"""Ports in vLLM-Omni's worker with Cache-DiT: how often their blocks run, and what that changes."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import tempfile
@@ -25,24 +18,6 @@ COUNT = 6
 COUNTED = re.compile(r"num(_\w+)?_(layers|blocks)|depth(_\w+)?")
 IDLE = {"max_warmup_steps": 1000}
 EAGER = {"max_warmup_steps": 2, "residual_diff_threshold": 1e9, "max_continuous_cached_steps": -1}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("work", type=Path)
-    args = parser.parse_args()
-    from porter import omni
-
-    omni.start()
-    torch.set_num_threads(1)
-    with (args.work / "cache.jsonl").open("a") as log:
-        for name in json.loads((args.work / "jobs.json").read_text()):
-            try:
-                entry = cached(args.work, name)
-            except Exception as error:  # noqa: BLE001 - what goes wrong is a result
-                entry = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-            log.write(json.dumps({"pipeline": name, **entry}) + "\n")
-            log.flush()
 
 
 def cached(work: Path, name: str) -> dict[str, Any]:
@@ -99,7 +74,3 @@ def run(checkpoint: Path, name: str, cache: dict[str, Any] | None) -> tuple[dict
         return results(raw), calls
     finally:
         worker.close()
-
-
-if __name__ == "__main__":
-    main()

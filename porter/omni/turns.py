@@ -1,21 +1,7 @@
-"""Pipelines of ports in vLLM-Omni's worker: whole, step by step with others, and guided on two ranks.
-
-    python -m porter.omni.turns WORK --mode one|cfg [--rank R --port P]
-
-``WORK/jobs.json`` names the pipelines, ``WORK/ports`` holds them. ``one`` runs a request whole and two requests of
-different step counts in turns, compares them, and keeps the first result in ``WORK``; ``cfg``, started once for each of
-two ranks, runs the same request there with its guidance on both. ``WORK/<mode>.<rank>.jsonl`` says how each went.
-
-Each pipeline is run by a fork of this process: one that crashes or waits for ever costs itself only, groups of ranks
-are set up afresh, and what all need is imported once.
-"""
+"""Pipelines of ports in vLLM-Omni's worker: whole, step by step with others, and guided on two ranks."""
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import json
-import multiprocessing
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,63 +10,6 @@ import torch
 
 STEPS = ("num_inference_steps", "prior_num_inference_steps")
 SCALES = ("guidance_scale", "true_cfg_scale")
-FORK = multiprocessing.get_context("fork")
-SECONDS = 300  # that a pipeline may take: tiny ones need ten, and on a busy machine a minute
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--mode", choices=["one", "cfg"], default="one")
-    parser.add_argument("--rank", type=int, default=0)
-    parser.add_argument("--port", type=int, default=29556, help="of the first pipeline; the next takes the next")
-    args = parser.parse_args()
-    from porter import omni
-
-    omni.start()
-    torch.set_num_threads(1)
-    preload()
-    jobs = json.loads((args.work / "jobs.json").read_text())
-    with (args.work / f"{args.mode}.{args.rank}.jsonl").open("a") as log:
-        for number, name in enumerate(jobs):
-            entry = in_fork(args, name, args.port + number)
-            log.write(json.dumps({"pipeline": name, **entry}) + "\n")
-            log.flush()
-
-
-def preload() -> None:
-    """Import what every pipeline needs, so that forks have it."""
-    for module in ("diffusers", "transformers", "vllm_omni.diffusion.diffusion_engine", "vllm_omni.diffusion.registry"):
-        importlib.import_module(module)
-    from vllm.utils.import_utils import resolve_obj_by_qualname
-    from vllm_omni.platforms import current_omni_platform
-
-    resolve_obj_by_qualname(current_omni_platform.get_diffusion_worker_cls())
-
-
-def in_fork(args: argparse.Namespace, name: str, port: int) -> dict[str, Any]:
-    """How a pipeline went in a process of its own."""
-    receiver, sender = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=report, args=(sender, args, name, port))
-    child.start()
-    sender.close()
-    try:
-        entry: dict[str, Any] = receiver.recv() if receiver.poll(SECONDS) else {"error": f"no end within {SECONDS} s"}
-    except EOFError:
-        child.join()
-        entry = {"error": f"the process ended with exit code {child.exitcode}"}
-    child.kill()  # it has said all, or never will
-    child.join()
-    return entry
-
-
-def report(sender: Any, args: argparse.Namespace, name: str, port: int) -> None:
-    """Run a pipeline, and send how it went."""
-    try:
-        entry = alone(args.work, name) if args.mode == "one" else shared(args.work, name, args.rank, port)
-    except Exception as error:  # noqa: BLE001 - what goes wrong is a result
-        entry = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-    sender.send(entry)
 
 
 def alone(work: Path, name: str) -> dict[str, Any]:
@@ -193,7 +122,3 @@ def apart(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> 
             scale = max(float(value.double().abs().max()), 1e-30)
             worst = max(worst, float((found[name].double() - value.double()).abs().max()) / scale)
     return worst
-
-
-if __name__ == "__main__":
-    main()
