@@ -102,10 +102,13 @@ def request(name: str, worker: Any, number: int) -> tuple[Any, Any]:
 
 
 def results(output: Any) -> dict[str, torch.Tensor]:
-    """The tensors of an output, by where they stand in it."""
+    """The arrays of an output, by where they stand in it: tensors, or numpy's where a port makes pictures itself."""
+    import numpy as np
+
     from porter.parity.flatten import flatten
 
-    return {name: value for name, value in flatten(output).items() if isinstance(value, torch.Tensor)}
+    found = {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in flatten(output).items()}
+    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
 
 def apart(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> float:
