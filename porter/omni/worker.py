@@ -71,6 +71,10 @@ class OneWorker:
             max_num_seqs=max(step_execution, together, 1),
             **({} if cache is None else {"cache_backend": "cache_dit", "cache_config": cache}),
         )
+        if port is not None:
+            # The config moves on from a port that is taken, and to every rank but the first one it is: they would wait
+            # for each other at different places.
+            config.master_port = port
         config.enrich_config()
         self.config: Any = config
         # Hooks first, as in the engine: what is wrong with them shows before the weights are read.

@@ -38,7 +38,7 @@ def test_a_missing_parameter(copy: Path) -> None:
 
 
 def test_a_missing_buffer(copy: Path) -> None:
-    with pytest.raises(ValueError, match="lacks buffers of SD3Transformer2DModel: pos_embed.pos_embed"):
+    with pytest.raises(ValueError, match="lacks tensors of SD3Transformer2DModel: pos_embed.pos_embed"):
         load(copy, lambda tensors: tensors.pop("pos_embed.pos_embed"))
 
 
