@@ -1,6 +1,8 @@
 """The harness on diffusers itself: one side is a second copy of the reference, doctored where a test says so."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from rich.console import Console
 
 from porter.parity import capture, html, run
 from porter.parity.report import describe_difference, print_report
-from porter.parity.sides import Reference, final_leaves
+from porter.parity.sides import Reference, final_leaves, small_areas
 from porter.parity.spec import SpecError
 
 NAME = "FluxPipeline"
@@ -219,3 +221,18 @@ def test_reports(run_against, tmp_path):
 def test_output_leaves_are_arrays_in_order_without_flags():
     leaves = final_leaves([[np.ones(2), np.zeros(2)], None, [True, False], torch.tensor([True])])
     assert [leaf.tolist() for leaf in leaves.values()] == [[1, 1], [0, 0]]
+
+
+def test_tables_of_sizes_are_made_smaller_on_both_sides_and_put_back():
+    module = types.ModuleType("sizes_of_a_pipeline")
+    module.BUCKETS = {1024: [(512, 1792), (1024, 1024)]}
+    module.LAYERS = [(64, 128), (128, 256)]
+    sys.modules[module.__name__] = module
+    cls = type("Pipeline", (), {"__module__": module.__name__})
+    reference, port = cls(), cls()
+    reference.resolutions = [(1024, 1024), (640, 1408)]
+    with small_areas(reference, port):
+        assert module.BUCKETS == {1024: [(256, 896), (512, 512)]} and module.LAYERS == [(64, 128), (128, 256)]
+        assert reference.resolutions == [(512, 512), (320, 704)]
+    assert module.BUCKETS == {1024: [(512, 1792), (1024, 1024)]} and reference.resolutions[0] == (1024, 1024)
+    del sys.modules[module.__name__]

@@ -216,8 +216,10 @@ def _watch_codec(
 
 
 def _size(values: dict[str, Leaf]) -> int:
-    """Values in the largest tensor."""
-    return max((leaf.numel() for leaf in values.values() if isinstance(leaf, torch.Tensor)), default=0)
+    """Values in the largest tensor of real numbers: masks and tables of rotations cost a denoiser little."""
+    tensors = {name: leaf for name, leaf in values.items() if isinstance(leaf, torch.Tensor)}
+    counted = (leaf for name, leaf in tensors.items() if leaf.is_floating_point() and "mask" not in name)
+    return max((leaf.numel() for leaf in counted), default=0)
 
 
 def _watch_scheduler(

@@ -22,6 +22,9 @@ from porter.parity.request import to_request
 # area, but never less than the least that a vision encoder takes.
 _AREA_FRACTION = 1 / 256
 _LEAST_AREA = 48 * 48
+# Others choose the nearest of a table of sizes. Sides are divided by this, where all are as long as the least.
+_SIDE_FRACTION = 2
+_LEAST_SIDE = 128
 _ADDRESS = re.compile(r"at 0x[0-9A-Fa-f]+")
 
 
@@ -171,14 +174,39 @@ def restored(pipeline: Any, before: dict[str, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def small_areas(*pipelines: Any) -> Iterator[None]:
-    """Scale down the target areas that pipelines have hard-coded, on all of them alike."""
+    """Scale down the target areas and the sizes to choose from that pipelines have hard-coded, on all of them alike."""
     with contextlib.ExitStack() as stack:
+        for owner in {id(owner): owner for pipeline in pipelines for owner in _size_owners(pipeline)}.values():
+            for name, table in list(vars(owner).items()):
+                small = _smaller(table)
+                if small is not None:
+                    stack.callback(setattr, owner, name, table)
+                    setattr(owner, name, small)
         for module in {id(module): module for module in map(_module_of, pipelines)}.values():
             original = getattr(module, "calculate_dimensions", None)
             if callable(original):
                 stack.callback(setattr, module, "calculate_dimensions", original)
                 module.calculate_dimensions = _scaled(original)
         yield
+
+
+def _size_owners(pipeline: Any) -> list[Any]:
+    """What may hold tables of sizes: a pipeline, its module, and the modules of its processors."""
+    processors = [value for name, value in vars(pipeline).items() if name.endswith("processor")]
+    return [pipeline, _module_of(pipeline), *map(_module_of, processors)]
+
+
+def _smaller(table: Any) -> Any:
+    """A table of sizes with smaller ones: pairs of at least ``_LEAST_SIDE`` in a list, or lists of them by a key."""
+    if isinstance(table, dict) and table:
+        found = {key: _smaller(value) for key, value in table.items()}
+        return None if any(value is None for value in found.values()) else found
+    if not isinstance(table, list | tuple) or len(table) < 2:
+        return None
+    pairs = [pair for pair in table if isinstance(pair, list | tuple) and len(pair) == 2]
+    if len(pairs) < len(table) or not all(isinstance(n, int) and n >= _LEAST_SIDE for pair in pairs for n in pair):
+        return None
+    return type(table)(type(pair)(n // _SIDE_FRACTION for n in pair) for pair in table)
 
 
 def _module_of(pipeline: Any) -> Any:
