@@ -29,7 +29,7 @@ from porter.rules.engine import (
     visit,
 )
 from porter.rules.fold import dotted
-from porter.rules.pipeline.predictions import Prediction, denoisers, find_prediction
+from porter.rules.pipeline.predictions import Prediction, denoisers, find_prediction, joined_along
 from porter.source.walk import walk
 
 MIXIN = ("vllm_omni.diffusion.distributed.cfg_parallel", "CFGParallelMixin")
@@ -129,8 +129,9 @@ class GuidedPrediction(Rule):
                     self.register_modules(transformer=transformer)
 
                 def forward(self, req):
+                    embeds = torch.cat([negative_embeds, embeds], dim=1)
                     model_input = torch.cat([latents] * 2) if self.guided else latents
-                    noise_pred = self.transformer(hidden_states=model_input)[0].float()
+                    noise_pred = self.transformer(hidden_states=model_input, layers=embeds)[0].float()
                     if self.guided:
                         uncond, text = noise_pred.chunk(2)
                         noise_pred = uncond + self.guidance_scale * (text - uncond)
@@ -143,8 +144,11 @@ class GuidedPrediction(Rule):
                     self.register_modules(transformer=transformer)
 
                 def forward(self, req):
+                    embeds = torch.cat([negative_embeds, embeds], dim=1)
                     model_input = torch.cat([latents] * 2) if self.guided else latents
-                    noise_pred = predict_halves(self, self.guided, hidden_states=model_input)
+                    noise_pred = predict_halves(
+                        self, self.guided, {'layers': 1}, hidden_states=model_input, layers=embeds
+                    )
                     if self.guided:
                         uncond, text = noise_pred.chunk(2)
                         noise_pred = uncond + self.guidance_scale * (text - uncond)
@@ -248,7 +252,8 @@ class _Blocks(cst.CSTTransformer):
         arguments = prediction.keywords(self._signature(prediction)) if test is not None else None
         if test is None or arguments is None:
             return None
-        called = make_call("predict_halves", ["self", code(test), *arguments])
+        along = joined_along(self.forward, arguments)
+        called = make_call("predict_halves", ["self", code(test), *([repr(along)] if along else []), *arguments])
         self._methods(prediction, BOTH)
         self.needs = {"single", "predict_halves"}
         assign = prediction.statement.body[0].with_changes(value=called)

@@ -15,6 +15,9 @@ from porter.rules.fold import dotted, only
 # How a prediction is taken from what the model returns.
 RESULT = re.compile(r"MODEL(?:\[0\]|\.sample|\.\w*embedding)(?:\.float\(\)|\.to\(torch\.float32\)|\.clone\(\))?")
 
+# Two values joined along a dimension behind the first.
+JOIN = re.compile(r"torch\.(?:cat|concat)\(\[\w+, \w+\], (?:dim=)?([1-9])\)")
+
 
 def denoisers(facts: PipelineFacts, function: cst.FunctionDef) -> list[str]:
     """What predicts, by the expressions that name it: components, and variables that stand for one."""
@@ -96,6 +99,22 @@ class Prediction:
         parameter = "" if self.model.startswith("self.") else f"{self.model}, "
         taken = self.result.replace("MODEL", f"{self.model}(**kwargs)")
         return f"def predict_noise(self, {parameter}**kwargs):\n    return {taken}\n"
+
+
+def joined_along(function: cst.FunctionDef, named: list[str]) -> dict[str, int]:
+    """Arguments of a prediction whose branches of guidance are joined along another dimension than the first.
+
+    Args:
+        function: where they are joined: ``embeds = torch.cat([negative, embeds], dim=1)``.
+        named: the arguments, as ``name=value``.
+    """
+    found: dict[str, int] = {}
+    for assign in nodes(function.body, cst.Assign):
+        join = JOIN.fullmatch(code(assign.value))
+        if join is not None:
+            targets = [code(target.target) for target in assign.targets]
+            found |= {name.partition("=")[0]: int(join[1]) for name in named if name.partition("=")[2] in targets}
+    return found
 
 
 def find_prediction(item: Any, models: list[str]) -> Prediction | None:
