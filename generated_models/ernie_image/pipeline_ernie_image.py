@@ -101,7 +101,7 @@ class ErnieImagePipeline(
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
                 "merged_projections_size": "verified",
-                "cfg_parallel_size": "derived",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(od_config, "ErnieImagePipeline", "refused: layers: its loop does more than call the blocks")

@@ -173,7 +173,7 @@ class HiDreamImagePipeline(
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
                 "merged_projections_size": "verified",
-                "cfg_parallel_size": "derived",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(
@@ -971,6 +971,7 @@ class HiDreamImagePipeline(
         noise_pred = predict_halves(
             self,
             self.do_classifier_free_guidance,
+            {"encoder_hidden_states_llama3": 1},
             hidden_states=latent_model_input,
             timesteps=timestep,
             encoder_hidden_states_t5=prompt_embeds_t5,

@@ -163,16 +163,26 @@ def predict_branches(
     )
 
 
-def predict_halves(pipeline: Any, guided: Any, **kwargs: Any) -> Any:
+def predict_halves(pipeline: Any, guided: Any, along: dict[str, int] | None = None, /, **kwargs: Any) -> Any:
     """The prediction for a batch that holds both branches of guidance, one half after the other.
 
     It is one call, as in diffusers; where the engine has ranks for the branches, each takes its half.
+
+    Args:
+        guided: whether there are two branches.
+        along: the dimension along which the branches of an argument are joined, where that is not the first.
     """
     if not guided or pipeline.od_config.parallel_config.cfg_parallel_size == 1:
         return pipeline.predict_noise(**kwargs)
     batched = (value for value in kwargs.values() if isinstance(value, (torch.Tensor, list)))
     rows = len(next(batched))
-    first, second = predict_branches(pipeline, True, *(_half(kwargs, half, rows) for half in (0, 1)))
+    branches = [
+        {name: _half(value, half, rows, (along or {}).get(name, 0)) for name, value in kwargs.items()}
+        for half in (0, 1)
+    ]
+    # Tables of rotations are for all samples, also where they have two rows: cosine and sine.
+    tables = {name: value for name, value in kwargs.items() if "rotary" in name or "freqs" in name}
+    first, second = predict_branches(pipeline, True, *(branch | tables for branch in branches))
     if isinstance(first, list):
         return [*first, *second]
     if isinstance(first, tuple):
@@ -180,12 +190,12 @@ def predict_halves(pipeline: Any, guided: Any, **kwargs: Any) -> Any:
     return torch.cat([first, second])
 
 
-def _half(value: Any, half: int, rows: int) -> Any:
+def _half(value: Any, half: int, rows: int, along: int = 0) -> Any:
     """One half of whatever has ``rows`` rows in ``value``; the rest as it is."""
     if isinstance(value, dict):
         return {key: _half(item, half, rows) for key, item in value.items()}
-    if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows:
-        return value.chunk(2)[half]
+    if isinstance(value, torch.Tensor) and value.ndim > along and value.shape[along] == rows:
+        return value.chunk(2, along)[half]
     if isinstance(value, list) and len(value) == rows:
         return value[half * rows // 2 : (half + 1) * rows // 2]
     if isinstance(value, (tuple, list)):

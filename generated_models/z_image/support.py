@@ -1,12 +1,13 @@
 """Requests and components of the pipelines in this folder."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import inspect
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import PIL.Image
@@ -174,6 +175,17 @@ def component_spec(od_config: OmniDiffusionConfig, name: str) -> tuple[str, str]
     return (spec[0], spec[1]) if spec and spec[0] is not None and spec[1] is not None else None
 
 
+@contextlib.contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Make tensors as diffusers does, whatever dtype the engine builds models in."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def load_component(od_config: OmniDiffusionConfig, name: str, *classes: type) -> Any:
     """Load a component from its folder, as the class that ``model_index.json`` names.
 
@@ -195,7 +207,8 @@ def load_component(od_config: OmniDiffusionConfig, name: str, *classes: type) ->
     if od_config.revision and not arguments["local_files_only"]:
         arguments["revision"] = od_config.revision
     if not issubclass(component, torch.nn.Module):
-        return with_flow_shift(od_config, component.from_pretrained(od_config.model, **arguments))
+        with float32_by_default():
+            return with_flow_shift(od_config, component.from_pretrained(od_config.model, **arguments))
     dtype = "torch_dtype" if component.__module__.startswith("diffusers") else "dtype"
     return component.from_pretrained(od_config.model, **{dtype: od_config.dtype}, **arguments).to(od_config_device())
 

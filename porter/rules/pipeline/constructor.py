@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from typing import Any
 
 import libcst as cst
 
 from porter.facts.pipeline import Component, PipelineFacts
-from porter.rules.engine import SUPPORT, SURFACE, Context, Rule, bare, body_statements, names_in, rename, statements
+from porter.rules.engine import (
+    SUPPORT,
+    SURFACE,
+    Context,
+    Rule,
+    bare,
+    body_statements,
+    code,
+    names_in,
+    nodes,
+    rename,
+    statements,
+)
+from porter.rules.fold import dotted
 from porter.source import Definition
+
+# What makes a tensor of floats in the default dtype if none is stated.
+FACTORIES = {f"torch.{name}" for name in "tensor zeros ones full linspace arange logspace eye rand randn empty".split()}
 
 
 class PipelineConstructor(Rule):
@@ -45,6 +62,7 @@ class PipelineConstructor(Rule):
                     self.register_modules(vae=vae, transformer=transformer)
                     self.register_to_config(is_distilled=is_distilled)
                     self.vae_scale_factor = vae.config.scale_factor
+                    self.scales = torch.tensor(self.vae.config.scales)
             """,
             """
             from ...models import AutoencoderKL, ExampleTransformer2DModel
@@ -66,6 +84,8 @@ class PipelineConstructor(Rule):
                     self.transformer = ExampleTransformer2DModel(od_config=od_config, **transformer_kwargs)
                     self.register_to_config(is_distilled=is_distilled)
                     self.vae_scale_factor = self.vae.config.scale_factor
+                    with float32_by_default():
+                        self.scales = torch.tensor(self.vae.config.scales)
                     self.setup_diffusion_pipeline_profiler(
                         enable_diffusion_pipeline_profiler=od_config.enable_diffusion_pipeline_profiler
                     )
@@ -160,7 +180,7 @@ class PipelineConstructor(Rule):
         block = cst.IndentedBlock(body=[s for s in body_statements(init) if not _is_registration(s)])
         for name in names:
             block = _qualify(block, name)
-        rest = list(block.body)
+        rest = _with_float32_tables(ctx, list(block.body))
         profiler = statements(
             "self.setup_diffusion_pipeline_profiler("
             "enable_diffusion_pipeline_profiler=od_config.enable_diffusion_pipeline_profiler)"
@@ -245,6 +265,23 @@ class PipelineConstructor(Rule):
         if component.others:  # a checkpoint may hold one that stays diffusers' own: several controlnets in one
             lines += ["else:", f"    {self._loaded(ctx, component)}"]
         return lines
+
+
+def _with_float32_tables(ctx: Context, items: list[Any]) -> list[Any]:
+    """Statements that make tensors of no stated dtype under diffusers' default; the engine's is that of the weights."""
+    found: list[Any] = []
+    for of_default, group in itertools.groupby(items, key=_makes_of_default_dtype):
+        held = list(group)
+        if of_default:
+            ctx.need(SUPPORT, "float32_by_default")
+            [block] = statements("with float32_by_default():\n    pass\n")
+            held = [block.with_changes(body=block.body.with_changes(body=held))]
+        found += held
+    return found
+
+
+def _makes_of_default_dtype(item: Any) -> bool:
+    return any(dotted(call.func) in FACTORIES and "dtype" not in code(call) for call in nodes(item, cst.Call))
 
 
 def _declared(definition: Definition) -> set[str]:
