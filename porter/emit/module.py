@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import porter
 from porter.facts.evidence import DERIVED, VERIFIED
-from porter.facts.tiers import DEEPEST, TIERS
+from porter.facts.tiers import TIER
 from porter.rules.build import PortedFile
 from porter.rules.text import code
 from porter.source import SourceTree
@@ -16,7 +16,6 @@ from porter.source.tree import PACKAGE
 from porter.targets import Target
 
 CANONICAL = ("vllm", "vllm_omni")
-TIER = "# Tier: "
 # Features as a header calls them, and the states in which a port has them.
 TITLES = {
     "tensor_parallel": "tensor parallelism",
@@ -50,12 +49,6 @@ def notes(tier: str, features: Mapping[str, str]) -> list[str]:
         if found:
             lines += textwrap.wrap(f"# {label}: {mark.join(found)}", 118, subsequent_indent="#   ")
     return lines
-
-
-def tier_of(text: str) -> str:
-    """The tier that the header of a generated file names; the deepest, if it names none."""
-    found = re.search(rf"^{TIER}([A-Z])$", text, re.MULTILINE)
-    return found[1] if found and found[1] in TIERS else DEEPEST
 
 
 def header(file: PortedFile, tree: SourceTree, notes: Sequence[str] = ()) -> str:

@@ -24,11 +24,10 @@ from porter.emit.edits import ORIGINAL as ORIGINAL
 from porter.emit.errors import OutputError as OutputError
 from porter.emit.format import formatted
 from porter.emit.manifest import MANIFEST, digest, manifest_text, read_manifest
-from porter.emit.module import tier_of
 from porter.emit.overrides import apply_overrides
 from porter.emit.safety import check_texts
 from porter.emit.templates import fill
-from porter.facts.tiers import DEEPEST
+from porter.facts.tiers import DEEPEST, tier_of
 
 TABLES = ("_DIFFUSION_MODELS", "_DIFFUSION_PRE_PROCESS_FUNCS", "_DIFFUSION_POST_PROCESS_FUNCS")
 Registry = dict[str, dict[str, object]]
