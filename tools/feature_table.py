@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,9 +20,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from porter.omni.rendezvous import free_port
+from porter.omni.rendezvous import ROOT, run_ranks
 
-ROOT = Path(__file__).resolve().parent.parent
 EVIDENCE = ROOT / "porter" / "parity" / "data" / "features.json"
 RESULTS = ROOT / "porter" / "parity" / "data" / "results.json"
 PAGE = ROOT / "docs" / "features.md"
@@ -101,32 +99,16 @@ def run(work: Path, python: str, names: list[str], wide: list[str]) -> dict[str,
     (work / "jobs.json").write_text(json.dumps({mode: names for mode in ("one", *MODES)} | {"wide": wide}))
     found: dict[str, dict[str, Any]] = {}
     for mode in ("one", *MODES):
-        ranks = 1 if mode == "one" else 2
-        port = free_port()
-        for log in work.glob(f"{mode}.*.jsonl"):
-            log.unlink()
-        processes = [start(work, python, mode, rank, ranks, port) for rank in range(ranks)]
-        for process in processes:
-            process.wait()
-        log = work / f"{mode}.0.jsonl"
-        lines = log.read_text().splitlines() if log.is_file() else []
-        found[mode] = {entry["model"]: entry for entry in map(json.loads, lines)}
+        found[mode] = run_mode(work, python, mode)
         print(mode, len(found[mode]), "models", flush=True)
     return found
 
 
-def start(work: Path, python: str, mode: str, rank: int, ranks: int, port: int) -> subprocess.Popen[bytes]:
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    command = [python, "-m", "porter.omni.ranks", str(work), "--mode", mode, "--rank", str(rank)]
-    command += ["--world", str(ranks), "--port", str(port)]
-    with (work / f"{mode}.{rank}.log").open("wb") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+def run_mode(work: Path, python: str, mode: str) -> dict[str, dict[str, Any]]:
+    """How each model went in a mode, by name: alone, or on two ranks."""
+    ranks = 1 if mode == "one" else 2
+    entries = run_ranks(python, "porter.omni.ranks", work, mode, ranks, "--world", str(ranks))
+    return {entry["model"]: entry for entry in entries}
 
 
 def is_uneven(entry: dict[str, Any]) -> bool:

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -25,9 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from porter.omni.rendezvous import free_port
+from porter.omni.rendezvous import ROOT, run_ranks
 
-ROOT = Path(__file__).resolve().parent.parent
 EVIDENCE = ROOT / "porter" / "parity" / "data" / "features.json"
 # Pipelines between two notes of what was found.
 TOGETHER = 16
@@ -73,8 +70,9 @@ def main() -> None:
     names = args.only or available()
     for start in range(0, len(names), TOGETHER):
         ports = [converter.port(name) for name in names[start : start + TOGETHER]]
+        held = json.loads(EVIDENCE.read_text())["pipelines"] if args.resume else {}
         due = {
-            feature: [port for port in ports if feature in port.plans and not (args.resume and was_run(port, feature))]
+            feature: [port for port in ports if feature in port.plans and not was_run(held, port, feature)]
             for feature in args.features
         }
         with tempfile.TemporaryDirectory(prefix="porter-features-") as folder:
@@ -84,16 +82,15 @@ def main() -> None:
                     prove(Path(folder), args.python, feature, wanted)
 
 
-def was_run(port: Any, feature: str) -> bool:
-    """Whether a plan was run as it is today."""
-    held = read()["pipelines"].get(port.name, {}).get(feature, {})
-    return bool(held.get("fingerprint") == port.plans[feature])
+def was_run(held: dict[str, Any], port: Any, feature: str) -> bool:
+    """Whether evidence holds a run of a plan as it is today."""
+    return bool(held.get(port.name, {}).get(feature, {}).get("fingerprint") == port.plans[feature])
 
 
 def prove(work: Path, python: str, feature: str, ports: list[Any]) -> None:
     """Run some ports and add what was found to the evidence."""
     found = run(work, python, PROOFS[feature].mode, [port.name for port in ports])
-    held = read()
+    held = json.loads(EVIDENCE.read_text())
     for port in ports:
         entry = found.get(port.name, {"error": "was not run"})
         proof = PROOFS[feature]
@@ -107,36 +104,13 @@ def prove(work: Path, python: str, feature: str, ports: list[Any]) -> None:
 
 def run(work: Path, python: str, mode: str, names: list[str]) -> dict[str, dict[str, Any]]:
     """How pipelines went in a mode; ``cfg`` has two processes, and compares with what ``one`` left."""
-    if mode == "cfg":
-        run(work, python, "one", [name for name in names if not (work / f"{name}.pt").is_file()])
+    alone = [name for name in names if not (work / f"{name}.pt").is_file()]
+    if mode == "cfg" and alone:
+        run(work, python, "one", alone)
     (work / "jobs.json").write_text(json.dumps(names))
-    port = free_port()
-    for process in [start(work, python, mode, rank, port) for rank in range(2 if mode == "cfg" else 1)]:
-        process.wait()
-    log = work / f"{mode}.0.jsonl"
-    entries = map(json.loads, log.read_text().splitlines() if log.is_file() else [])
+    ranks = 2 if mode == "cfg" else 1
+    entries = run_ranks(python, "porter.omni.prove", work, mode, ranks, PORTER_UNVERIFIED="1")
     return {entry.pop("pipeline"): entry for entry in entries}
-
-
-def read() -> dict[str, Any]:
-    held: dict[str, Any] = json.loads(EVIDENCE.read_text())
-    held.setdefault("pipelines", {})
-    return held
-
-
-def start(work: Path, python: str, mode: str, rank: int, port: int) -> subprocess.Popen[bytes]:
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "PORTER_UNVERIFIED": "1",
-    }
-    command = [python, "-m", "porter.omni.prove", str(work), "--mode", mode, "--rank", str(rank)]
-    command += ["--port", str(port)]
-    with (work / f"{mode}.{rank}.log").open("ab") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
 if __name__ == "__main__":

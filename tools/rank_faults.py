@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from porter.omni.rendezvous import free_port
+from porter.omni.rendezvous import ROOT
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from feature_table import BOUND, ROOT, convert, start
+from feature_table import BOUND, convert, run_mode
 
 RESULTS = ROOT / "porter" / "parity" / "data" / "rank_faults.json"
 
@@ -83,13 +83,13 @@ def plant(work: Path, python: str) -> list[dict[str, Any]]:
     modes = {mode: [fault for fault in FAULTS if fault.mode == mode] for mode in ("tp", "sp")}
     jobs = {mode: sorted({fault.model for fault in faults}) for mode, faults in modes.items()}
     (work / "jobs.json").write_text(json.dumps({"one": models, **jobs, "wide": models}))
-    alone = run(work, python, "one", 1)
+    alone = run_mode(work, python, "one")
     results = []
     for mode, faults in modes.items():
         clean = {fault.model: port_file(work, fault.model).read_text() for fault in faults}
         for fault in faults:
             port_file(work, fault.model).write_text(planted(clean[fault.model], fault))
-        found = run(work, python, mode, 2)
+        found = run_mode(work, python, mode)
         for fault in faults:
             port_file(work, fault.model).write_text(clean[fault.model])
             entry = found.get(fault.model, {"error": "was not run"})
@@ -111,15 +111,6 @@ def planted(text: str, fault: Fault) -> str:
 
 def port_file(work: Path, model: str) -> Path:
     return work / "ports" / f"{model}.py"
-
-
-def run(work: Path, python: str, mode: str, ranks: int) -> dict[str, dict[str, Any]]:
-    """How each model went, by name."""
-    port = free_port()
-    for process in [start(work, python, mode, rank, ranks, port) for rank in range(ranks)]:
-        process.wait()
-    lines = (work / f"{mode}.0.jsonl").read_text().splitlines()
-    return {entry["model"]: entry for entry in map(json.loads, lines)}
 
 
 if __name__ == "__main__":

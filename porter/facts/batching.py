@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Sequence
 
+from porter.source.walk import walk
+
 # What a call needs for prompts of several requests, each with noise of its own.
 NEEDED = ("prompt", "generator")
 # Reductions that mix samples where they name no dimension.
@@ -29,7 +31,7 @@ def batch_refusal(functions: Iterable[ast.FunctionDef], parameters: Sequence[str
     paddings: list[ast.expr] = []
     for function in functions:
         told = _only_told(function)
-        for node in ast.walk(function):
+        for node in walk(function):
             if isinstance(node, ast.Call) and node not in told:
                 paddings += [keyword.value for keyword in node.keywords if keyword.arg == "padding"]
                 if _mixes(node):
@@ -44,13 +46,13 @@ def batch_refusal(functions: Iterable[ast.FunctionDef], parameters: Sequence[str
 
 def _only_told(function: ast.FunctionDef) -> set[ast.AST]:
     """The nodes of assignments whose value is read for a message in the log alone."""
-    conditions = [node for node in ast.walk(function) if isinstance(node, ast.If) and _logs(node)]
-    inside = {item for condition in conditions for item in ast.walk(condition)}
-    reads = [node for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
+    conditions = [node for node in walk(function) if isinstance(node, ast.If) and _logs(node)]
+    inside = {item for condition in conditions for item in walk(condition)}
+    reads = [node for node in walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
     only = {node.id for node in reads if node in inside} - {node.id for node in reads if node not in inside}
-    assigns = [node for node in ast.walk(function) if isinstance(node, ast.Assign)]
+    assigns = [node for node in walk(function) if isinstance(node, ast.Assign)]
     own = [a for a in assigns if isinstance(a.targets[0], ast.Name) and a.targets[0].id in only]
-    return {item for assign in own for item in ast.walk(assign.value)}
+    return {item for assign in own for item in walk(assign.value)}
 
 
 def _logs(node: ast.If) -> bool:
@@ -70,7 +72,7 @@ def _mixes(call: ast.Call) -> bool:
 
 def _refuses_batches(node: ast.If) -> bool:
     """``if batch_size > 1: raise``, in whatever form."""
-    compared = [item for item in ast.walk(node.test) if isinstance(item, ast.Compare)]
+    compared = [item for item in walk(node.test) if isinstance(item, ast.Compare)]
     about = any("batch_size" in ast.unparse(item.left) or "len(prompt)" in ast.unparse(item.left) for item in compared)
     one = any(isinstance(c, ast.Constant) and c.value == 1 for item in compared for c in item.comparators)
     return about and one and any(isinstance(item, ast.Raise) for item in node.body)

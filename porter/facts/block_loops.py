@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from porter.source.walk import walk
+
 # A block's states by what its call in the loop looks like: hidden states first (0) or second (1) of two that it takes
 # and returns; hidden states alone (3); one more that it returns and does not take, second (4) or first (5).
 BOTH_FIRST, BOTH_SECOND, ALONE, RETURNS_FIRST, RETURNS_SECOND = 0, 1, 3, 4, 5
@@ -88,7 +90,7 @@ def block_loops(model: ast.ClassDef, classes: Classes) -> BlockLoops:
 def _lists(init: ast.FunctionDef) -> dict[str, list[str]]:
     """Attributes that hold a ``ModuleList``, with the classes named in it."""
     found: dict[str, list[str]] = {}
-    for node in ast.walk(init):
+    for node in walk(init):
         if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
             continue
         target = node.targets[0]
@@ -110,7 +112,7 @@ def _elements(made: ast.expr) -> list[str]:
 
 
 def _loops(forward: ast.FunctionDef, lists: Mapping[str, list[str]]) -> Iterator[tuple[str, ast.For]]:
-    for node in ast.walk(forward):
+    for node in walk(forward):
         if isinstance(node, ast.For):
             iterated = node.iter
             if isinstance(iterated, ast.Call) and iterated.args and ast.unparse(iterated.func) == "enumerate":
@@ -183,7 +185,7 @@ class _Without(ast.NodeTransformer):
 
 def without(function: ast.FunctionDef, absent: list[str]) -> ast.FunctionDef:
     """A function without what it does only if some of its parameters are given."""
-    stored = [n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    stored = [n.id for n in walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
     named = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
     once = {name for name in stored if stored.count(name) == 1} - {parameter.arg for parameter in named}
     changed: ast.FunctionDef = _Without((n for n in absent if n not in stored), once).visit(copy.deepcopy(function))
@@ -192,7 +194,7 @@ def without(function: ast.FunctionDef, absent: list[str]) -> ast.FunctionDef:
 
 def _is_tested(loop: ast.For, name: str) -> bool:
     """Whether the loop asks if a name is None."""
-    tests = (node for node in ast.walk(loop) if isinstance(node, ast.Compare))
+    tests = (node for node in walk(loop) if isinstance(node, ast.Compare))
     return any(ast.unparse(node) in (f"{name} is not None", f"{name} is None") for node in tests)
 
 
@@ -205,7 +207,7 @@ def _pattern(loop: ast.For, forward: ast.FunctionDef, attribute: str, blocks: li
     call = step.value if isinstance(step, ast.Assign) else None
     if not isinstance(step, ast.Assign) or not isinstance(call, ast.Call) or ast.unparse(call.func) != block:
         raise Unfit("its loop does not hand on what a block returns as it is")
-    uses = [node for node in ast.walk(forward) if isinstance(node, ast.Attribute) and node.attr == attribute]
+    uses = [node for node in walk(forward) if isinstance(node, ast.Attribute) and node.attr == attribute]
     if len(uses) > 1:
         raise Unfit("its blocks are used outside of the loop")
     returned = _names(step.targets[0])
@@ -276,7 +278,7 @@ def _names(target: ast.expr) -> list[str]:
 
 
 def _read(arguments: Iterable[ast.AST]) -> set[str]:
-    return {node.id for item in arguments for node in ast.walk(item) if isinstance(node, ast.Name)}
+    return {node.id for item in arguments for node in walk(item) if isinstance(node, ast.Name)}
 
 
 def _is_constant(node: ast.stmt) -> bool:

@@ -290,7 +290,7 @@ class AbsoluteImports(cst.CSTTransformer):
     def leave_ImportFrom(self, original: cst.ImportFrom, updated: cst.ImportFrom) -> cst.ImportFrom:
         if not updated.relative:
             return updated
-        name = cst.Module([]).code_for_node(updated.module) if updated.module else None
+        name = code(updated.module) if updated.module else None
         target = self.module.absolute(ast.ImportFrom(module=name, names=[], level=len(updated.relative)))
         return updated.with_changes(relative=(), module=cst.parse_expression(target))
 

@@ -28,6 +28,7 @@ from porter.rules.pipeline.postprocess import PostProcess, PostProcessHook
 from porter.rules.pipeline.preprocess import PreProcess, PreProcessHook
 from porter.rules.pipeline.steps import StepExecution, request_attributes
 from porter.source import Definition
+from porter.source.walk import walk as nodes_of
 
 BASES = (
     ("vllm_omni.diffusion.models.progress_bar", "ProgressBarMixin"),
@@ -166,7 +167,7 @@ class PipelineRewriter:
         if needed or self.pre_process is not None:
             return Feature(REFUSED, "a request brings more than texts")
         functions = [item for item in source.body if isinstance(item, ast.FunctionDef) and item.name in reached]
-        called = {node.id for item in functions for node in ast.walk(item) if isinstance(node, ast.Name)}
+        called = {node.id for item in functions for node in nodes_of(item) if isinstance(node, ast.Name)}
         helpers = [d.node for name, d in self.facts.definition.module.definitions.items() if name in called]
         functions += [node for node in helpers if isinstance(node, ast.FunctionDef)]
         reason = batch_refusal(functions, [p.name for p in self.facts.parameters])
