@@ -37,11 +37,9 @@ def engine(toy):
         one.close(finish=False)
 
 
-def held(engine: Engine) -> threading.Event:
-    """Make the engine wait before it takes requests up, until the event is set."""
-    go, work = threading.Event(), engine._work
-    engine._work = lambda admitted: (go.wait(30), work(admitted))[1]
-    return go
+def held(engine: Engine) -> threading.Condition:
+    """Within, requests are put into the queue and none is taken up: all that fit are admitted in one turn."""
+    return engine._changed
 
 
 def idle(engine: Engine) -> bool:
@@ -65,17 +63,15 @@ def test_results_are_those_of_the_offline_engine(engine, toy, name):
 
 def test_equal_shapes_take_their_steps_together(engine):
     one = engine(max_num_seqs=4)
-    go = held(one)
     sizes = [64, 64, 48, 64]
-    jobs = [one.submit("x", params(seed=n, size=size, steps=3)) for n, size in enumerate(sizes)]
-    late = one.submit("x", params(seed=9, steps=2))
-    go.set()
+    with held(one):
+        jobs = [one.submit("x", params(seed=n, size=size, steps=3)) for n, size in enumerate(sizes)]
+        late = one.submit("x", params(seed=9, steps=2))
     for job in (*jobs, late):
         job.future.result(30)
     calls = one.omni.pipeline.calls
     ids = [job.id for job in jobs]
     first = calls.index(next(call for call in calls if ids[0] in call))
-    # Which were admitted together depends on timing only for the first tick, which was held.
     together = [set(call) for call in calls[first:]]
     assert {ids[0], ids[1], ids[3]} in together and {ids[2]} in together
     assert all(len(call) == 1 for call in together if late.id in call or ids[2] in call)
@@ -84,9 +80,8 @@ def test_equal_shapes_take_their_steps_together(engine):
 def test_a_batch_holds_no_more_than_it_may(engine):
     sizes: list[int] = []
     one = engine(max_num_seqs=2, on_tick=sizes.extend)
-    go = held(one)
-    jobs = [one.submit("x", params(seed=n, steps=2)) for n in range(5)]
-    go.set()
+    with held(one):
+        jobs = [one.submit("x", params(seed=n, steps=2)) for n in range(5)]
     for job in jobs:
         job.future.result(30)
     assert idle(one) and max(sizes) == 2 and sum(sizes) == 10
@@ -95,11 +90,11 @@ def test_a_batch_holds_no_more_than_it_may(engine):
 def test_steps_of_one_request_share_calls_of_the_transformer(engine, toy):
     sizes: list[int] = []
     one = engine("ToyAlonePipeline", max_num_seqs=4, on_tick=sizes.extend)
-    go, transformer, rows = held(one), one.omni.pipeline.transformer, []
+    transformer, rows = one.omni.pipeline.transformer, []
     handle = transformer.register_forward_hook(lambda module, args, output: rows.append(len(output)))
     calls = [("x", params(seed=n, size=size, num_outputs_per_prompt=2)) for n, size in enumerate((64, 64, 48, 64))]
-    jobs = [one.submit(*call) for call in calls]
-    go.set()
+    with held(one):
+        jobs = [one.submit(*call) for call in calls]
     found = [job.future.result(30).output for job in jobs]
     handle.remove()
     for latents, call in zip(found, calls, strict=True):
@@ -113,9 +108,8 @@ def test_steps_of_one_request_share_calls_of_the_transformer(engine, toy):
 def test_what_mixes_samples_is_not_put_together(engine, caplog):
     sizes: list[int] = []
     one = engine("ToyMixingPipeline", on_tick=sizes.extend)
-    go = held(one)
-    jobs = [one.submit("x", params(seed=n)) for n in range(3)]
-    go.set()
+    with held(one):
+        jobs = [one.submit("x", params(seed=n)) for n in range(3)]
     for job in jobs:
         job.future.result(30)
     assert (
@@ -126,10 +120,9 @@ def test_what_mixes_samples_is_not_put_together(engine, caplog):
 @pytest.mark.parametrize("name", ["ToyAlonePipeline", "ToyMixingPipeline"])
 def test_requests_take_turns(engine, name):
     one = engine(name)
-    go = held(one)
-    first = one.submit("x", params(seed=1, steps=3))
-    second = one.submit("x", params(seed=2, steps=3))
-    go.set()
+    with held(one):
+        first = one.submit("x", params(seed=1, steps=3))
+        second = one.submit("x", params(seed=2, steps=3))
     first.future.result(30), second.future.result(30)
     calls = [name for [name] in one.omni.pipeline.calls if name in (first.id, second.id)]
     assert calls.index(second.id) < len(calls) - calls[::-1].index(first.id)
@@ -151,8 +144,7 @@ def test_a_failing_request_hurts_nobody_else(engine, toy, name):
 
 def test_one_that_spoils_a_batch_is_found(engine, monkeypatch):
     one = engine()
-    go, denoise = held(one), one.omni.pipeline._denoise
-    jobs = [one.submit("x", params(seed=n, steps=2)) for n in range(3)]
+    jobs, denoise = [], one.omni.pipeline._denoise
 
     def spoiled(states):
         if any(state.request_id == jobs[1].id for state in states):
@@ -160,7 +152,8 @@ def test_one_that_spoils_a_batch_is_found(engine, monkeypatch):
         return denoise(states)
 
     monkeypatch.setattr(one.omni.pipeline, "_denoise", spoiled)
-    go.set()
+    with held(one):
+        jobs += [one.submit("x", params(seed=n, steps=2)) for n in range(3)]
     assert jobs[0].future.result(30) and jobs[2].future.result(30)
     with pytest.raises(RuntimeError, match="spoiled"):
         jobs[1].future.result(30)
