@@ -24,6 +24,31 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return build
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium without a window: what ``make browser`` installs, or ``PORTER_CHROMIUM`` names."""
+    from playwright.sync_api import sync_playwright
+
+    from tools.browser import find_chromium
+
+    found = find_chromium()
+    assert found, "there is no Chromium to try pages in: `make browser` installs one, PORTER_CHROMIUM names another"
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        started = playwright.chromium.launch(executable_path=found, headless=True, args=flags)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visitor(browser):
+    """Somebody with an empty profile who opens pages."""
+    from parity_tests.browser import Visitor
+
+    with browser.new_context() as context:
+        yield Visitor(context)
+
+
 @pytest.fixture(autouse=True)
 def own_log_level() -> Iterator[None]:
     """A command that was run in this process, and asked for less to be said, leaves no test deaf."""

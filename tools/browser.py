@@ -1,4 +1,4 @@
-"""Have a Chromium for the tests of the server's page: Debian's, installed as root, else unpacked into .chromium.
+"""Have a Chromium for the tests of pages: Debian's, installed as root, else unpacked into .chromium.
 
     python tools/browser.py
 
@@ -15,13 +15,19 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
 FOLDER = HERE / ".chromium"
-NAMES = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome", "chrome")
+NAMES = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 INSTALL = ("install", "--yes", "--no-install-recommends", "chromium")
+
+
+def find_chromium() -> str | None:
+    """``PORTER_CHROMIUM``, an installed one, or the one that was unpacked."""
+    wanted = os.environ.get("PORTER_CHROMIUM")
+    return next(filter(None, map(shutil.which, [wanted] if wanted else [*NAMES, str(FOLDER / "chromium")])), None)
 
 
 def main() -> int:
     """Find, install or unpack."""
-    if os.environ.get("PORTER_CHROMIUM") or any(map(shutil.which, NAMES)) or (FOLDER / "chromium").is_file():
+    if find_chromium():
         return 0
     if shutil.which("apt-get") is None:
         print("browser: no Chromium, and no apt-get to get one with; PORTER_CHROMIUM can name one", file=sys.stderr)

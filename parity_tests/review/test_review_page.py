@@ -10,8 +10,8 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+from playwright.sync_api import Page
 
-from parity_tests.browser import Browser, Page
 from parity_tests.review.conftest import converter, reviewed
 from porter.parity import html as parity_html
 from porter.parity.compare import StageResult
@@ -23,12 +23,6 @@ from porter.review.html import write
 
 NAME = "FluxPipeline"
 SHOWN = "[...document.querySelectorAll('details')].filter(d => d.offsetParent !== null)"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with Browser() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +38,8 @@ def file(hunks, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def page(browser, file) -> Page:
-    opened = browser.page()
-    opened.goto(file)
-    return opened
+def page(visitor, file) -> Page:
+    return visitor.open(file.as_uri())
 
 
 def classes(page: Page) -> Counter[str]:
@@ -59,10 +51,10 @@ def box(safety: str) -> str:
     return f"input[data-class='{safety}']"
 
 
-def test_the_page_needs_nothing_but_itself(page, file, hunks):
-    assert page.requests == [file.as_uri()] and page.problems == []
+def test_the_page_needs_nothing_but_itself(visitor, page, file, hunks):
+    assert visitor.requests == [file.as_uri()] and visitor.problems == []
     assert classes(page) == Counter(hunk.safety for hunk in hunks)
-    assert NAME in page.text("h1")
+    assert NAME in page.inner_text("h1")
 
 
 def test_hunks_are_filtered_by_class(page, hunks):
@@ -93,16 +85,17 @@ def test_hunks_fold_one_by_one_and_together(page, hunks):
 
 
 def test_links_lead_to_the_lines_of_the_source(page, file, hunks):
-    page.answer("https://github.com/", "<title>source</title>")
+    body = "<title>source</title>"
+    page.route("https://github.com/**", lambda route: route.fulfill(body=body, content_type="text/html"))
     links = page.evaluate("[...document.querySelectorAll('summary a')].map(a => a.href)")
     assert len(links) == sum(bool(hunk.source) for hunk in hunks)
     numbers = [n for n, hunk in enumerate(h for h in hunks if h.source) if hunk.before]
     named = [hunk for hunk in hunks if hunk.source]
     for number in (numbers[0], numbers[len(numbers) // 2], numbers[-1]):
-        page.goto(file)
+        page.goto(file.as_uri())
         page.evaluate(f"document.querySelectorAll('summary a')[{number}].id = 'this'")
         page.click("#this")
-        page.wait_for("document.title === 'source'")
+        page.wait_for_function("document.title === 'source'")
         at = page.evaluate("location.href")
         found = re.fullmatch(r"https://github\.com/huggingface/diffusers/blob/v([\d.]+)/src/diffusers/(.*)#L(\d+)", at)
         assert found and found[1] == converter().tree.version
@@ -110,15 +103,14 @@ def test_links_lead_to_the_lines_of_the_source(page, file, hunks):
         assert lines[int(found[3]) - 1] == named[number].before[0]
 
 
-def test_what_sources_say_is_shown_and_not_run(browser, tmp_path):
+def test_what_sources_say_is_shown_and_not_run(visitor, tmp_path):
     evil = '</pre><script>document.title = "run"</script><img src=x onerror=\'document.title = "run"\'>'
     hunk = Hunk(
         file=evil, line=1, name=evil, source=evil, source_line=1, before=[evil], after=[evil], steps=["imports"]
     )
     write(PortDiff(pipeline=evil, diffusers=evil, target="porter", hunks=[hunk]), tmp_path / "diff.html")
-    page = browser.page()
-    page.goto(tmp_path / "diff.html")
-    assert page.evaluate("document.title").startswith("</pre>") and page.problems == []
+    page = visitor.open((tmp_path / "diff.html").as_uri())
+    assert page.evaluate("document.title").startswith("</pre>") and visitor.problems == []
     assert page.evaluate("document.querySelector('pre.before').innerText") == evil
     assert page.evaluate("document.images.length + document.scripts.length") == 1  # the page's own script
 
@@ -129,7 +121,7 @@ def picture(colour: str) -> str:
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def test_a_parity_report_opens_what_differs_and_shows_pictures(browser, tmp_path):
+def test_a_parity_report_opens_what_differs_and_shows_pictures(visitor, tmp_path):
     pictures = Pictures(reference=picture("red"), port=picture("blue"), difference=picture("white"))
     cases = [
         CaseResult(name="plain", description="as it comes", verdict="parity"),
@@ -137,19 +129,17 @@ def test_a_parity_report_opens_what_differs_and_shows_pictures(browser, tmp_path
     ]
     report = ParityReport(pipeline="TinyPipeline", verdict="differs", cases=cases, command="porter parity TinyPipeline")
     parity_html.write(report, tmp_path / "parity.html")
-    page = browser.page()
-    page.goto(tmp_path / "parity.html")
-    assert page.problems == [] and len(page.requests) == 1 + 3  # the pictures are in the page
-    assert all(address.startswith(("file:", "data:")) for address in page.requests)
+    page = visitor.open((tmp_path / "parity.html").as_uri())
+    assert visitor.problems == [] and visitor.requests == [page.url]  # the pictures are in the page
     assert page.evaluate("[...document.querySelectorAll('details')].map(d => d.open)") == [False, True]
-    page.wait_for("[...document.images].length === 3 && [...document.images].every(i => i.naturalWidth === 8)")
-    assert "<b>guided</b>" in page.text()
+    page.wait_for_function("[...document.images].length === 3 && [...document.images].every(i => i.naturalWidth === 8)")
+    assert "<b>guided</b>" in page.inner_text("body")
     page.click("details summary")
     page.click("details:nth-of-type(2) summary")
     assert page.evaluate("[...document.querySelectorAll('details')].map(d => d.open)") == [True, False]
 
 
-def test_the_page_of_parity_draws_the_difference_over_stages_and_layers(browser, tmp_path):
+def test_the_page_of_parity_draws_the_difference_over_stages_and_layers(visitor, tmp_path):
     metrics = [Metrics(equal=True), Metrics(equal=False, rel_l2=1e-3)]
     stages = [
         StageResult(stage=f"transformer[{i}]", kind="component", verdict="differs" if i else "equal", metrics=found)
@@ -160,9 +150,8 @@ def test_the_page_of_parity_draws_the_difference_over_stages_and_layers(browser,
     case = CaseResult(name="plain", description="", verdict="differs", stages=stages, location=location)
     report = ParityReport(pipeline="TinyPipeline", verdict="differs", cases=[case], reproduce="changes = {}")
     parity_html.write(report, tmp_path / "parity.html")
-    page = browser.page()
-    page.goto(tmp_path / "parity.html")
-    assert page.problems == [] and len(page.requests) == 1
+    page = visitor.open((tmp_path / "parity.html").as_uri())
+    assert visitor.problems == [] and visitor.requests == [page.url]
     assert page.evaluate("[...document.querySelectorAll('svg')].map(s => s.querySelectorAll('circle').length)") == [
         2,
         4,
@@ -171,4 +160,4 @@ def test_the_page_of_parity_draws_the_difference_over_stages_and_layers(browser,
     heights = page.evaluate(f"{second}.map(c => c.cy.baseVal.value)")
     assert heights == sorted(heights, reverse=True)  # what is further off stands higher
     assert page.evaluate("document.querySelectorAll('svg')[0].getBoundingClientRect().width") > 300
-    assert "changes = {}" in page.text()
+    assert "changes = {}" in page.inner_text("body")

@@ -2,56 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from pathlib import Path
-
 import pytest
 from serving import png
 
 from porter.runtime import Omni
 
-NAMES = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome", "chrome")
-UNPACKED = Path(__file__).resolve().parents[2] / ".chromium" / "chromium"
-
-
-def find_chromium() -> str:
-    """An installed Chromium: ``PORTER_CHROMIUM``, one of the usual names, or the one that ``make browser`` unpacked."""
-    installed = next(filter(None, map(shutil.which, NAMES)), None)
-    found = os.environ.get("PORTER_CHROMIUM") or installed or (str(UNPACKED) if UNPACKED.is_file() else None)
-    assert found, "there is no Chromium to try the page in: `make browser` installs one, PORTER_CHROMIUM names another"
-    return found
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        browser = playwright.chromium.launch(executable_path=find_chromium(), headless=True, args=flags)
-        yield browser
-        browser.close()
-
 
 @pytest.fixture
-def open_page(browser):
+def open_page(visitor):
     """Opens the page of a server; in the end nothing was loaded from elsewhere, and no script failed."""
-    context = browser.new_context()
-    loaded, failures = [], []
+    servers, failures = [], []
 
     def begin(server):
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.on("request", lambda request: loaded.append((server.url, request.url)))
+        servers.append(server.url)
+        page = visitor.open(server.url)
         page.on("pageerror", lambda error: failures.append(str(error)))
-        page.goto(server.url)
         return page
 
     yield begin
-    context.close()
     assert failures == []
-    assert all(url.startswith((own, "data:", "blob:")) for own, url in loaded)
+    assert all(url.startswith((*servers, "data:", "blob:")) for url in visitor.requests)
 
 
 def test_a_picture_is_made(server, open_page):
