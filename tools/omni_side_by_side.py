@@ -5,7 +5,8 @@
 For every pipeline that vLLM-Omni has a model of its own for. What is compared is what the VAE decodes (the output
 itself where there is none): the largest difference as a fraction of the reference's scale, for the plain call and for
 calls that change one argument. An argument counts as honoured if its call stays within the bound. Calls of several
-prompts at once are left out (vLLM-Omni takes them as several requests), and what would run at full size. Writes
+prompts at once are left out (vLLM-Omni takes them as several requests), and what would run at full size. What
+vLLM-Omni's port wants of a checkpoint or a call besides is in ``tools/native_forms.py``; all get the same. Writes
 ``docs/omni_side_by_side.md`` and the figures behind it, ``porter/parity/data/omni_side_by_side.json``.
 """
 
@@ -15,6 +16,9 @@ import argparse
 import json
 import sys
 import tempfile
+import traceback
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "porter" / "parity" / "data" / "omni_side_by_side.json"
 TABLE = ROOT / "docs" / "omni_side_by_side.md"
 BOUND = 1e-5
+SECONDS = 900  # that a pipeline may take, on a busy machine
+MEMORY = 12 << 30
 PLAIN = "plain"
+FRAME_COUNTS = ("num_frames", "frames", "video_length")
 # Arguments and a value that makes a difference, tried where a pipeline has them; {} keeps the rest of the call.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "sigmas": {"sigmas": [1.0, 0.4], "num_inference_steps": 2},
@@ -53,15 +60,17 @@ def main() -> int:
 
     quiet()
     from porter.omni.choice import native_models
+    from porter.omni.forks import Stopped, in_fork, preload
     from porter.parity.checkpoint import available
 
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    preload()
     for name in args.only or sorted(native_models() & set(available())):
         if args.resume and name in results:
             continue
         try:
-            results[name] = beside(name)
-        except Exception as error:  # noqa: BLE001 - the table says what went wrong with each pipeline
+            results[name] = in_fork(partial(beside, name), SECONDS, MEMORY)
+        except (Stopped, RuntimeError) as error:
             results[name] = {"error": _line(error)}
         print(name, json.dumps(results[name])[:400], flush=True)
         RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
@@ -72,28 +81,35 @@ def main() -> int:
 def beside(name: str) -> dict[str, Any]:
     """Both ports of one pipeline: by case, the difference to diffusers or the error."""
     import torch
+    from native_forms import configs, inputs, lay_out, sized
 
     from porter.omni.side import EnginePort
-    from porter.parity import checkpoint, spec
+    from porter.parity import capture, checkpoint, spec
     from porter.parity.sides import Reference, small_areas
 
+    capture._LARGE = capture._TOO_LARGE  # sizes of published models are among those that vLLM-Omni's ports have fixed
     held = spec.read(name)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = checkpoint.build(name, Path(scratch) / name)
+        folder = checkpoint.build(name, Path(scratch) / name, configs=configs(name, held.files))
+        settings = lay_out(name, folder)
         reference = Reference(folder, "cpu", torch.float32)
-        calls = _calls(reference.pipeline, held.inputs)
+        calls = _calls(reference.pipeline, inputs(name, held.inputs))
         with small_areas(reference.pipeline):
             expected = {case: _run(reference, recipe, held) for case, recipe in calls.items()}
         calls = {case: recipe for case, recipe in calls.items() if isinstance(expected[case], np.ndarray)}
         for side, native in (("ours", False), ("theirs", True)):
             try:
-                port = EnginePort(folder, None, "cpu", "float32", native=native)
+                with sized(name, folder) if native else nullcontext([]) as told:
+                    port = EnginePort(folder, None, "cpu", "float32", native=native, settings=settings)
             except Exception as error:  # noqa: BLE001
-                found[side] = {"error": _line(f"{type(error).__name__}: {error}")}
+                found[side] = {"error": f"{_line(f'{type(error).__name__}: {error}')} ({place(error)})"}
                 continue
+            if told:
+                found["sizes"] = sorted(set(told))
             with small_areas(reference.pipeline, port.pipeline):
-                found[side] = {case: _distance(expected[case], _run(port, calls[case], held)) for case in calls}
+                asked = {case: _counted(recipe) if native else recipe for case, recipe in calls.items()}
+                found[side] = {case: _distance(expected[case], _run(port, asked[case], held)) for case in calls}
             port.close()
     return found
 
@@ -116,6 +132,11 @@ def _calls(pipeline: Any, inputs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return calls
 
 
+def _counted(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A call whose number of frames is called what vLLM-Omni calls it."""
+    return {"num_frames" if name in FRAME_COUNTS else name: value for name, value in recipe.items()}
+
+
 def _run(side: Any, recipe: dict[str, Any], held: Any) -> np.ndarray | str:
     """What the VAE decoded at the end of a call, else its output; the text of the error of one that failed."""
     from safetensors.torch import load_file
@@ -125,7 +146,7 @@ def _run(side: Any, recipe: dict[str, Any], held: Any) -> np.ndarray | str:
 
     record = side.run(decode(recipe, load_file(held.tensors) if held.tensors else {}))
     if record.error is not None:
-        return _line(f"{type(record.error).__name__}: {record.error}")
+        return f"{_line(f'{type(record.error).__name__}: {record.error}')} ({place(record.error)})"
     decoded = [event for event in record.events if event.name.endswith("vae.decode")]
     event = decoded[-1] if decoded else record.events[-1] if record.events[-1].name == "output" else record.events[-2]
     arrays = [to_numpy(leaf) for path, leaf in event.values.items() if path.startswith("result") and _is_array(leaf)]
@@ -142,6 +163,13 @@ def _distance(expected: Any, found: Any) -> float | str:
     if found.shape != expected.shape:
         return f"{found.size} values instead of {expected.size}"
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
+
+
+def place(error: BaseException) -> str:
+    """Where an exception was raised: the last line of a model, if there is one, for what it called is everybody's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "diffusion/models/" in frame.filename]
+    return next((f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(own or frames)), "")
 
 
 def _line(error: object) -> str:

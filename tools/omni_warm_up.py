@@ -75,36 +75,47 @@ def warm(name: str, seconds: int, full: bool) -> dict[str, Any]:
         except Exception as error:  # noqa: BLE001 - the checkpoint is made for another release of diffusers, say
             return {"verdict": "no checkpoint", "reason": line(error)}
         held = Path(scratch) / "found.json"
-        try:
-            in_fork(partial(ask, name, folder, held, full), 10 * seconds, MEMORY, seconds)
-        except (Stopped, RuntimeError) as error:
-            found = json.loads(held.read_text()) if held.is_file() else {}
-            key = "reason at 512" if "size" in found else "reason"
-            return {"verdict": "error", **found, key: line(error)}
-        found = json.loads(held.read_text())
-        return dict(found)
+        for limited in (False, True):
+            try:
+                in_fork(partial(ask, name, folder, held, full, limited), 10 * seconds, MEMORY, seconds)
+            except Stopped as error:
+                if held.is_file():  # it is the request of full size that takes too long
+                    return {**json.loads(held.read_text()), "reason at 512": line(error)}
+                stopped = {"verdict": "too much", "reason": line(error)}
+            except RuntimeError as error:
+                return {"verdict": "error", "reason": line(error)}
+            else:
+                found: dict[str, Any] = json.loads(held.read_text())
+                return (
+                    found if not limited or found["verdict"] != "runs" else {**stopped, "runs with": found["runs with"]}
+                )
+        return stopped
 
 
-def ask(name: str, folder: Path, held: Path, full: bool) -> None:
+def ask(name: str, folder: Path, held: Path, full: bool, limited: bool) -> None:
     """Load a model and send it the request, first at the size that makes 64 latents a side; ``held`` gets the answers.
 
-    What they are is written after each request: one of full size may take more time or memory than there is.
+    They are written after each request: one of full size may take more time or memory than there is. ``limited``: all
+    arguments of the tiny call go with it.
     """
     from porter.omni.plugin import use_port
     from porter.omni.worker import OneWorker, dummy_request
+    from porter.parity.sides import small_areas
 
     use_port(name)
     worker = OneWorker(folder)
     small = small_size(worker.pipeline)
     found: dict[str, Any] = {"verdict": "not asked", "size": FULL}
     if dummy_request(worker.config) is not None:
-        for size in (small, FULL) if full and small < FULL else (small,):
-            reason = sent(worker, size)
-            found |= {"verdict": "runs" if reason is None else "cold", "size": size}
-            if reason is not None:
-                found |= {"reason": reason, "runs with": limits(name, worker, size)}
-                break
-            held.write_text(json.dumps(found))
+        tiny = settings(name) if limited else {}
+        with small_areas(worker.pipeline):
+            for size in (small, FULL) if full and small < FULL else (small,):
+                reason = sent(worker, size, **tiny)
+                found |= {"verdict": "runs" if reason is None else "cold", "size": size, "runs with": sorted(tiny)}
+                if reason is not None:
+                    found |= {"reason": reason, "runs with": limits(name, worker, size)}
+                    break
+                held.write_text(json.dumps(found))
     held.write_text(json.dumps(found))
 
 
@@ -130,12 +141,17 @@ def limits(name: str, worker: Any, size: int) -> list[str]:
 
     One argument if one is enough, else all of them; none if they do not help.
     """
-    from porter.parity.checkpoint import load_inputs
-
-    call = {key: value for key, value in load_inputs(name).items() if key not in SAID and plain(value)}
+    call = settings(name)
     sides = {key: call.pop(key) for key in ("height", "width") if key in call}
     tries = [{key: value} for key, value in call.items()] + ([sides] if sides else []) + [{**call, **sides}]
     return next((sorted(tried) for tried in tries if tried and sent(worker, size, **tried) is None), [])
+
+
+def settings(name: str) -> dict[str, Any]:
+    """What the tiny call of a pipeline says that may be about sizes."""
+    from porter.parity.checkpoint import load_inputs
+
+    return {key: value for key, value in load_inputs(name).items() if key not in SAID and plain(value)}
 
 
 def plain(value: Any) -> bool:

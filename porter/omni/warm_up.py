@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
 
 from porter.omni.log import logger
@@ -79,37 +80,44 @@ def _told(error: Exception) -> str:
 
 
 def _completed(pipeline: Any, req: Any) -> Iterator[Any]:
-    """The request with all that the pipeline may work on; then with as many frames as the pipeline makes by itself."""
+    """The request with more of what the pipeline may need, one thing after the other.
+
+    All that it may work on is made up; its picture stands in a list; it has as many frames as the pipeline makes by
+    itself.
+    """
     from vllm_omni.diffusion.registry import get_diffusion_pre_process_func
 
     [request] = req.requests
     hook = get_diffusion_pre_process_func(pipeline.od_config)
     sampling = request.sampling_params
-    tried = set()
-    for frames in (sampling.num_frames, default_frames(pipeline)):
-        if frames is None or frames in tried:
-            continue
-        made = stand_ins(pipeline, sampling.width or 512, sampling.height or 512, frames)
-        if frames != sampling.num_frames:
-            made |= {name: frames for name in parameters(pipeline) if name in FRAME_COUNTS}
-        if not made:
-            continue
-        tried.add(frames)
-        completed = _with(request, made)
+    sides, frames = (sampling.width or 512, sampling.height or 512), sampling.num_frames
+    default = default_frames(pipeline)
+    variants = [(stand_ins(pipeline, *sides, frames), False), (stand_ins(pipeline, *sides, frames), True)]
+    if default is not None and default != frames:
+        counts = {name: default for name in parameters(pipeline) if name in FRAME_COUNTS}
+        variants.append((stand_ins(pipeline, *sides, default) | counts, False))
+    for made, listed in variants:
+        completed = _with(request, made, listed)
         again = copy.copy(req)
         again.requests = [completed if hook is None else hook(completed)]
         yield again
 
 
-def _with(request: Any, made: dict[str, Any]) -> Any:
-    """A copy of a request, not pre-processed, with further arguments; those that it has keep their values."""
+def _with(request: Any, made: dict[str, Any], listed: bool) -> Any:
+    """A copy of a request, not pre-processed, with further arguments; those that it has keep their values.
+
+    ``listed`` puts single pictures into lists.
+    """
     prompt: dict[str, Any] = {"prompt": request.prompt} if isinstance(request.prompt, str) else dict(request.prompt)
     prompt.pop("additional_information", None)
-    given = {**(prompt.get("multi_modal_data") or {}), **prompt}
+    media = prompt.get("multi_modal_data") or {}
+    if listed:
+        media = {name: [item] if isinstance(item, PIL.Image.Image) else item for name, item in media.items()}
+        prompt["multi_modal_data"] = media
     completed = copy.copy(request)
     completed.prompt = prompt
     completed.sampling_params = copy.copy(request.sampling_params)
-    extra = {name: value for name, value in made.items() if name not in given}
+    extra = {name: value for name, value in made.items() if name not in media and name not in prompt}
     completed.sampling_params.extra_args = {**request.sampling_params.extra_args, **extra}
     return completed
 
