@@ -61,9 +61,9 @@ FORMS = {
         reason="it wants the head of the text encoder, and reads its layers 10, 20 and 30",
     ),
     "Cosmos3OmniPipeline": Form(
-        configs={"transformer": {"qk_norm_for_text": True}},
+        configs={"transformer": {"qk_norm_for_text": True, "hidden_act": "silu"}},
         engine={"model_config": {"guardrails": False}},
-        reason="it normalizes queries and keys of texts always, and its filters are a package and models of their own",
+        reason="its blocks have gates and normalize queries and keys of texts, always; its filters are another package",
     ),
     "HiDreamImagePipeline": Form(
         folders={"llama": ("text_encoder_4", "tokenizer_4")},

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from native_forms import FORMS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "porter" / "parity" / "data" / "omni_side_by_side.json"
@@ -186,8 +187,7 @@ def table(results: dict[str, Any]) -> str:
         sides = [result.get(side, {"error": result.get("error", "")}) for side in ("ours", "theirs")]
         cells = [f"{_show(side.get(PLAIN, side.get('error', '')))} | {_count(side)}" for side in sides]
         theirs = {case: value for case, value in sides[1].items() if case != "error"}
-        failing = [f"{case} ({_show(value)})" for case, value in theirs.items() if not _good(value)]
-        rows.append(f"| {name} | {cells[0]} | {cells[1]} | {'; '.join(failing)} |")
+        rows.append(f"| {name} | {cells[0]} | {cells[1]} | {_failing(theirs)} | {_given(name, result)} |")
     return (
         "# Ports of porter beside vLLM-Omni's own\n\n"
         f"{versions}; tiny random checkpoints, float32 on the CPU. Difference to diffusers as a fraction of the "
@@ -196,9 +196,46 @@ def table(results: dict[str, Any]) -> str:
         " nothing about the checkpoint that it was written for.\n"
         "Made by `.venv-omni/bin/python tools/omni_side_by_side.py`, which says what is compared and how; every figure "
         "is in `porter/parity/data/omni_side_by_side.json`.\n\n"
+        f"{_summary(results)}\n\n"
         "| pipeline | porter: plain call | porter: calls that agree | vLLM-Omni: plain call | vLLM-Omni: calls that "
-        "agree | calls in which vLLM-Omni's differs |\n|---|---|--:|---|--:|---|\n" + "\n".join(rows) + "\n"
+        "agree | calls in which vLLM-Omni's differs | what vLLM-Omni's was given |\n|---|---|--:|---|--:|---|---|\n"
+        + "\n".join(rows)
+        + "\n"
     )
+
+
+def _summary(results: dict[str, Any]) -> str:
+    """How many of each side's ports agree with diffusers, and in how many calls."""
+    said = []
+    for side, whose in (("ours", "porter's"), ("theirs", "vLLM-Omni's")):
+        calls = [result.get(side, {}) for result in results.values()]
+        agreeing = sum(_good(held.get(PLAIN)) for held in calls)
+        good = sum(_good(value) for held in calls for value in held.values())
+        all_calls = sum(len(held) for held in calls if "error" not in held)
+        raising = sum("error" in held or isinstance(held.get(PLAIN), str) for held in calls)
+        said.append(
+            f"{whose} agree in the plain call of {agreeing}, in {good} of {all_calls} calls; {raising} do not load "
+            "the checkpoint, raise, or make something of another size"
+        )
+    return f"{len(results)} pipelines: {'. '.join(said)}."
+
+
+def _failing(calls: dict[str, Any]) -> str:
+    """The calls that differ and how; those that fail alike together."""
+    by_text: dict[str, list[str]] = {}
+    for case, value in calls.items():
+        if not _good(value):
+            by_text.setdefault(_show(value), []).append(case)
+    if len(by_text) == 1 and len(calls) > 1 and len(next(iter(by_text.values()))) == len(calls):
+        return f"all ({next(iter(by_text))})"
+    return "; ".join(f"{', '.join(cases)} ({text})" for text, cases in by_text.items())
+
+
+def _given(name: str, result: dict[str, Any]) -> str:
+    """Why its checkpoint or call has a form of its own, and which sizes its models were handed."""
+    sizes = result.get("sizes", [])
+    said = [FORMS[name].reason] if name in FORMS else []
+    return "; ".join(said + ([f"its model is built without its config and got {', '.join(sizes)}"] if sizes else []))
 
 
 def _good(value: Any) -> bool:

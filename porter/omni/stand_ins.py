@@ -19,7 +19,7 @@ _SAMPLING_RATE = 44100
 
 
 def stand_ins(pipeline: Any, width: int, height: int, frames: int) -> dict[str, Any]:
-    """Values for all parameters of a pipeline that name pictures, masks, videos, sounds or labels.
+    """Values for all parameters of a pipeline that name pictures, masks, videos, sounds, their parts, or labels.
 
     Args:
         pipeline: a port, loaded.
@@ -37,6 +37,7 @@ def stand_ins(pipeline: Any, width: int, height: int, frames: int) -> dict[str, 
         "audio": lambda: _sound(pipeline),
         "waveforms": lambda: _sound(pipeline),
         "labels": lambda: [0],
+        "seconds": lambda: 1.0,
     }
     made = {}
     for name, parameter in parameters(pipeline).items():
@@ -45,7 +46,7 @@ def stand_ins(pipeline: Any, width: int, height: int, frames: int) -> dict[str, 
         if name in FRAME_COUNTS or "adapter" in name:  # pictures for an adapter are for a model that may not be there
             continue
         if kind in SOUNDS or (kind in kinds and not _only_tensors(parameter)):
-            made[name] = kinds[kind]()
+            made[name] = 0.0 if kind == "seconds" and "start" in name.split("_") else kinds[kind]()
     return made
 
 
