@@ -132,8 +132,8 @@ def table(results: dict[str, Any], warmed: dict[str, Any]) -> str:
     families = {r["family"] for r in reached.values()}
     other = [name for name, r in reached.items() if not r["native"]]
     asked = [warmed[name] for name in results if name in warmed]
-    small = [entry for entry in asked if entry["verdict"] == "cold" and entry.get("runs with")]
-    counts = {verdict: sum(e["verdict"] == verdict for e in asked) for verdict in ("runs", "cold", "error")}
+    counts = {verdict: sum(e["verdict"] == verdict for e in asked) for verdict in ("runs", "cold", "too much", "error")}
+    small = {verdict: sum(e["verdict"] == verdict and bool(e.get("runs with")) for e in asked) for verdict in counts}
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("vllm-omni", "diffusers", "torch"))
     rows = []
     for name, result in sorted(results.items()):
@@ -151,10 +151,11 @@ def table(results: dict[str, Any], warmed: dict[str, Any]) -> str:
         f"{len(reached)} of {len(results)} pipelines at difference 0, from {len(families)} families; {len(other)} of "
         f"them have no model of their own in vLLM-Omni.\n\n"
         f"The engine's start-up request was sent to {len(asked)} ports: {counts['runs']} run it, {counts['cold']} "
-        f"decline it in one line of the log and start cold, {counts['error']} keep the engine from starting. Of those "
-        f"that decline, {len(small)} do so because a table of the tiny checkpoint is too small for it, which a real "
-        "one is not: with arguments of the tiny call they run it. The size is the one that makes as many latents as "
-        "512×512 makes in a real checkpoint (made by `.venv-omni/bin/python tools/omni_warm_up.py`).\n\n"
+        f"decline it in one line of the log and start cold, {counts['too much']} did not end in time or memory, "
+        f"{counts['error']} keep the engine from starting. {small['cold']} of those that decline, and "
+        f"{small['too much']} of those that did not end, run it with arguments of the tiny call: what they were sent "
+        "is too large for the tiny checkpoint. The size is the one that makes as many latents as 512×512 does in a "
+        "real checkpoint (made by `.venv-omni/bin/python tools/omni_warm_up.py --resume`, which does the rest).\n\n"
         "| pipeline | family | vLLM-Omni has its own | verdict | largest difference | warm-up | reason |\n"
         "|---|---|---|---|--:|---|---|\n" + "\n".join(rows) + "\n"
     )

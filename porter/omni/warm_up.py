@@ -90,20 +90,19 @@ def _completed(pipeline: Any, req: Any) -> Iterator[Any]:
     [request] = req.requests
     hook = get_diffusion_pre_process_func(pipeline.od_config)
     sampling = request.sampling_params
-    sides, frames = (sampling.width or 512, sampling.height or 512), sampling.num_frames
-    default = default_frames(pipeline)
-    variants = [(stand_ins(pipeline, *sides, frames), False), (stand_ins(pipeline, *sides, frames), True)]
-    if default is not None and default != frames:
-        counts = {name: default for name in parameters(pipeline) if name in FRAME_COUNTS}
-        variants.append((stand_ins(pipeline, *sides, default) | counts, False))
-    for made, listed in variants:
-        completed = _with(request, made, listed)
+    sides, frames, own = (sampling.width or 512, sampling.height or 512), sampling.num_frames, default_frames(pipeline)
+    made = stand_ins(pipeline, *sides, frames)
+    variants = [_with(request, made), _with(request, made, listed=True)]
+    if own is not None and own != frames:
+        counts = {name: own for name in parameters(pipeline) if name in FRAME_COUNTS}
+        variants.append(_with(request, stand_ins(pipeline, *sides, own) | counts))
+    for completed in variants:
         again = copy.copy(req)
         again.requests = [completed if hook is None else hook(completed)]
         yield again
 
 
-def _with(request: Any, made: dict[str, Any], listed: bool) -> Any:
+def _with(request: Any, made: dict[str, Any], listed: bool = False) -> Any:
     """A copy of a request, not pre-processed, with further arguments; those that it has keep their values.
 
     ``listed`` puts single pictures into lists.
