@@ -53,6 +53,7 @@ omni-test: omni-env ## the tests that need vLLM-Omni
 	PORTER_REQUIRE_OMNI=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(OMNI)/python -m pytest parity_tests/omni $(PYTEST_ARGS)
 
 omni-table: omni-env ## every port in vLLM-Omni against diffusers, and beside vLLM-Omni's own: hours
+	OMP_NUM_THREADS=1 $(OMNI)/python tools/omni_warm_up.py
 	OMP_NUM_THREADS=1 $(OMNI)/python tools/omni_table.py
 	OMP_NUM_THREADS=1 $(OMNI)/python tools/omni_side_by_side.py
 

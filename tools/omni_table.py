@@ -3,8 +3,8 @@
     .venv-omni/bin/python tools/omni_table.py [--cases plain …] [--only NAME …] [--resume]
 
 Needs the environment of `make omni-env`. A port is converted from the diffusers of that environment, runs in the
-engine's own worker (loader, hooks, runner) and is compared with plain diffusers stage by stage; then it gets what the
-engine sends at its start. Writes ``porter/parity/data/omni.json`` and ``docs/omni_parity.md``.
+engine's own worker (loader, hooks, runner) and is compared with plain diffusers stage by stage. Writes
+``porter/parity/data/omni.json`` and ``docs/omni_parity.md``, with what ``tools/omni_warm_up.py`` found beside it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "porter" / "parity" / "data" / "omni.json"
+WARM_UP = RESULTS.with_name("omni_warm_up.json")
 TABLE = ROOT / "docs" / "omni_parity.md"
 
 
@@ -28,7 +29,6 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=None)
     parser.add_argument("--resume", action="store_true", help="leave out what the results already hold")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--no-warm-up", action="store_true")
     args = parser.parse_args()
     from porter import omni
 
@@ -45,18 +45,17 @@ def main() -> int:
     live = live_pipelines(SourceTree())
     names = args.only or sorted(set(available()) & set(ports()), key=lambda name: (name not in live, name))
     for name in names:
-        held = results.get(name, {})
-        if args.resume and held and (args.no_warm_up or held.get("warm_up") != "not tried"):
+        if args.resume and name in results:
             continue
         started = time.perf_counter()
-        result = compare(name, args.cases, not args.no_warm_up)
+        result = compare(name, args.cases)
         result["native"] = name in native_models()
         results[name] = result
-        print(name, result["verdict"], result.get("reason", ""), "| warm-up", result.get("warm_up"),
-              f"| {time.perf_counter() - started:.0f} s", flush=True)  # fmt: skip
+        print(name, result["verdict"], result.get("reason", ""), f"| {time.perf_counter() - started:.0f} s", flush=True)
         args.results.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
     TABLE.parent.mkdir(exist_ok=True)
-    TABLE.write_text(table(results))
+    warmed = json.loads(WARM_UP.read_text()) if WARM_UP.is_file() else {}
+    TABLE.write_text(table(results, warmed))
     return 0
 
 
@@ -75,7 +74,7 @@ def quiet() -> None:
         library.utils.logging.disable_progress_bar()
 
 
-def compare(name: str, cases: list[str], warm_up: bool) -> dict[str, Any]:
+def compare(name: str, cases: list[str]) -> dict[str, Any]:
     """Compare one port; what goes wrong is a result, not an error."""
     from porter.parity import checkpoint, run_parity
 
@@ -98,41 +97,7 @@ def compare(name: str, cases: list[str], warm_up: bool) -> dict[str, Any]:
             first = failed.first_difference
             stage = f"{first.stage} {first.part} {first.note}" if first is not None else ""
             found["reason"] = line(f"{failed.name}: {stage} {failed.port_error}")
-        found["warm_up"] = survives(name, folder) if warm_up and report.cases else "not tried"
     return found
-
-
-def survives(name: str, folder: Path) -> str:
-    """Whether the port survives the engine's first request, at the size of the tiny call.
-
-    ``yes``, ``refused: …`` (the engine starts, and says so), ``not asked`` or the error that keeps it from starting.
-    """
-    from porter.omni import adapt
-    from porter.omni.worker import OneWorker, dummy_request
-    from porter.parity.checkpoint import load_inputs
-    from porter.parity.sides import small_areas
-
-    inputs = load_inputs(name)
-    told: list[str] = []
-    try:
-        worker = OneWorker(folder)
-    except Exception as error:  # noqa: BLE001
-        return line(error)
-    scale = getattr(worker.pipeline, "vae_scale_factor", 8)
-    size = max(inputs.get("height") or 0, inputs.get("width") or 0) or min(64 * scale, 512)
-    warn = adapt.logger.warning
-    adapt.logger.warning = lambda text, *arguments: told.append(text % arguments)  # type: ignore[method-assign]
-    try:
-        if dummy_request(worker.config) is None:
-            return "not asked"
-        with small_areas(worker.pipeline):
-            worker.warm_up(size)
-        return f"refused: {line(told[0].rpartition('cold: ')[2])}" if told else "yes"
-    except Exception as error:  # noqa: BLE001
-        return line(f"{type(error).__name__}: {error}")
-    finally:
-        adapt.logger.warning = warn  # type: ignore[method-assign]
-        worker.close()
 
 
 def family(name: str) -> str:
@@ -147,15 +112,28 @@ def line(error: object) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def table(results: dict[str, Any]) -> str:
+def started(entry: dict[str, Any] | None) -> str:
+    """What became of the start-up request, in a cell."""
+    if entry is None:
+        return "not tried"
+    size = f" at {entry['size']}" if entry.get("size", 512) != 512 else ""
+    if entry["verdict"] in ("runs", "not asked"):
+        return entry["verdict"] + size
+    if entry.get("runs with"):
+        return f"tiny checkpoint{size}: runs with its own {', '.join(entry['runs with'])}"
+    return f"{entry['verdict']}{size}: {entry.get('reason', '')}".replace("|", "\\|")
+
+
+def table(results: dict[str, Any], warmed: dict[str, Any]) -> str:
     """The results as a Markdown page."""
     from importlib import metadata
 
     reached = {name: r for name, r in results.items() if r["verdict"] == "parity"}
     families = {r["family"] for r in reached.values()}
     other = [name for name, r in reached.items() if not r["native"]]
-    warm = [name for name, r in results.items() if r.get("warm_up") == "yes"]
-    tried = sum(result.get("warm_up", "not tried") != "not tried" for result in results.values())
+    asked = [warmed[name] for name in results if name in warmed]
+    counts = {verdict: sum(e["verdict"] == verdict for e in asked) for verdict in ("runs", "cold", "too much", "error")}
+    small = {verdict: sum(e["verdict"] == verdict and bool(e.get("runs with")) for e in asked) for verdict in counts}
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("vllm-omni", "diffusers", "torch"))
     rows = []
     for name, result in sorted(results.items()):
@@ -163,8 +141,7 @@ def table(results: dict[str, Any]) -> str:
         largest = f"{max(differences):.3g}" if differences else ""
         native = "yes" if result["native"] else "no"
         reason = result.get("reason", "").replace("|", "\\|")
-        survived = result.get("warm_up", "").replace("|", "\\|")
-        cells = (name, result.get("family", ""), native, result["verdict"], largest, survived, reason)
+        cells = (name, result.get("family", ""), native, result["verdict"], largest, started(warmed.get(name)), reason)
         rows.append(f"| {' | '.join(cells)} |")
     return (
         "# Ports in vLLM-Omni\n\n"
@@ -172,8 +149,13 @@ def table(results: dict[str, Any]) -> str:
         "diffusers and ran in the engine's own worker; the difference is the largest over all stages of the call.\n"
         "Made by `.venv-omni/bin/python tools/omni_table.py`.\n\n"
         f"{len(reached)} of {len(results)} pipelines at difference 0, from {len(families)} families; {len(other)} of "
-        f"them have no model of their own in vLLM-Omni. Of {tried} that were sent the engine's warm-up request (at the "
-        f"size of the tiny call) {len(warm)} ran it; the others start cold, with the reason as a warning.\n\n"
+        f"them have no model of their own in vLLM-Omni.\n\n"
+        f"The engine's start-up request was sent to {len(asked)} ports: {counts['runs']} run it, {counts['cold']} "
+        f"decline it in one line of the log and start cold, {counts['too much']} did not end in time or memory, "
+        f"{counts['error']} keep the engine from starting. {small['cold']} of those that decline, and "
+        f"{small['too much']} of those that did not end, run it with arguments of the tiny call: what they were sent "
+        "is too large for the tiny checkpoint. The size is the one that makes as many latents as 512×512 does in a "
+        "real checkpoint (made by `.venv-omni/bin/python tools/omni_warm_up.py --resume`, which does the rest).\n\n"
         "| pipeline | family | vLLM-Omni has its own | verdict | largest difference | warm-up | reason |\n"
         "|---|---|---|---|--:|---|---|\n" + "\n".join(rows) + "\n"
     )

@@ -1,7 +1,8 @@
 """Linear layers on the CPU, as torch computes them.
 
-After loading, vLLM hands the weight of a linear layer to oneDNN in a packed form and leaves an empty tensor behind. The
-results then differ from torch's in the last bits, and nobody can read the weights any more. This platform is there to
+After loading, vLLM hands the weight of a linear layer to oneDNN in a packed form and leaves an empty tensor behind; in
+half precision, on a processor that has kernels for it, small ones to a packing of its own. The results then differ from
+torch's in the last bits, and nobody can read the weights any more. This platform is there to
 hold ports against diffusers, so its layers use torch's own kernel, as they do on a GPU.
 """
 
@@ -16,8 +17,10 @@ import torch
 def keep_weights() -> None:
     """Turn the packing off, for layers that are loaded from now on."""
     from vllm import _custom_ops
+    from vllm.model_executor.layers import utils
 
     _custom_ops._supports_onednn = False
+    utils.check_cpu_sgl_kernel = lambda n, k, dtype: False
 
 
 def keep_products_apart() -> None:

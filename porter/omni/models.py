@@ -12,10 +12,11 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from porter.omni.adapt import adapt, pre_process
+from porter.omni.adapt import adapt
 from porter.omni.card import card
 from porter.omni.log import logger
 from porter.omni.ports import port_folder
+from porter.omni.warm_up import pre_process
 from porter.on_demand import ConversionRefused
 from porter.runtime.diffusion.registry import ModelRegistry, RegisteredModel
 

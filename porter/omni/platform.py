@@ -38,10 +38,12 @@ class CpuOmniPlatform(OmniPlatform, CpuPlatform):
     @classmethod
     def get_diffusion_worker_cls(cls) -> str:
         """The worker; what it needs on a CPU is replaced on the way, since only here it is about to be used."""
+        from porter.omni.attention import run_on_cpu
         from porter.omni.linear import keep_products_apart, keep_weights
         from porter.omni.output_thread import install
 
         install()
+        run_on_cpu()
         keep_weights()
         keep_products_apart()
         return "vllm_omni.diffusion.worker.diffusion_worker.DiffusionWorker"

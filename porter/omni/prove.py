@@ -14,15 +14,15 @@ are set up afresh, and what all need is imported once.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import multiprocessing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-FORK = multiprocessing.get_context("fork")
+from porter.omni.forks import Stopped, in_fork, preload
+
 SECONDS = 300  # that a pipeline may take: tiny ones need ten, and on a busy machine a minute
 MODES = ("one", "cfg", "cache", "batch")
 
@@ -42,44 +42,18 @@ def main() -> None:
     jobs = json.loads((args.work / "jobs.json").read_text())
     with (args.work / f"{args.mode}.{args.rank}.jsonl").open("a") as log:
         for number, name in enumerate(jobs):
-            entry = in_fork(args, name, args.port + number)
+            entry = went(args, name, args.port + number)
             log.write(json.dumps({"pipeline": name, **entry}) + "\n")
             log.flush()
 
 
-def preload() -> None:
-    """Import what every pipeline needs, so that forks have it."""
-    for module in ("diffusers", "transformers", "vllm_omni.diffusion.diffusion_engine", "vllm_omni.diffusion.registry"):
-        importlib.import_module(module)
-    from vllm.utils.import_utils import resolve_obj_by_qualname
-    from vllm_omni.platforms import current_omni_platform
-
-    resolve_obj_by_qualname(current_omni_platform.get_diffusion_worker_cls())
-
-
-def in_fork(args: argparse.Namespace, name: str, port: int) -> dict[str, Any]:
+def went(args: argparse.Namespace, name: str, port: int) -> dict[str, Any]:
     """How a pipeline went in a process of its own."""
-    receiver, sender = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=report, args=(sender, args, name, port))
-    child.start()
-    sender.close()
     try:
-        entry: dict[str, Any] = receiver.recv() if receiver.poll(SECONDS) else {"error": f"no end within {SECONDS} s"}
-    except EOFError:
-        child.join()
-        entry = {"error": f"the process ended with exit code {child.exitcode}"}
-    child.kill()  # it has said all, or never will
-    child.join()
+        entry: dict[str, Any] = in_fork(partial(run, args.mode, args.work, name, args.rank, port), SECONDS)
+    except (Stopped, RuntimeError) as error:
+        entry = {"error": str(error)}
     return entry
-
-
-def report(sender: Any, args: argparse.Namespace, name: str, port: int) -> None:
-    """Run a pipeline, and send how it went."""
-    try:
-        entry = run(args.mode, args.work, name, args.rank, port)
-    except Exception as error:  # noqa: BLE001 - what goes wrong is a result
-        entry = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-    sender.send(entry)
 
 
 def run(mode: str, work: Path, name: str, rank: int, port: int) -> dict[str, Any]:

@@ -23,13 +23,20 @@ class EnginePort:
         device: where the engine is asked to run; it runs where its platform does.
         dtype: of the weights.
         native: run vLLM-Omni's own model instead of porter's.
+        settings: of the engine, see :class:`OneWorker`.
 
     Raises:
         ValueError: the platform of this machine is another.
     """
 
     def __init__(
-        self, checkpoint: Path, models_dir: str | Path | None, device: str, dtype: str, native: bool = False
+        self,
+        checkpoint: Path,
+        models_dir: str | Path | None,
+        device: str,
+        dtype: str,
+        native: bool = False,
+        settings: dict[str, Any] | None = None,
     ) -> None:
         from vllm_omni.platforms import current_omni_platform
 
@@ -39,7 +46,7 @@ class EnginePort:
 
         name = json.loads((checkpoint / "model_index.json").read_text("utf-8"))["_class_name"]
         use_native(name) if native else use_port(name, models_dir)
-        self.worker = OneWorker(checkpoint, dtype)
+        self.worker = OneWorker(checkpoint, dtype, settings=settings)
         self.pipeline: Any = self.worker.pipeline
         if hasattr(self.pipeline, "set_progress_bar_config"):
             self.pipeline.set_progress_bar_config(disable=True)

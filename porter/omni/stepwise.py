@@ -20,11 +20,15 @@ def run_interleaved(worker: OneWorker, requests: list[tuple[Any, Any]]) -> tuple
     Raises:
         RuntimeError: a request failed; the message is the engine's.
     """
+    return run_made(worker, [worker.request(prompt, params) for prompt, params in requests])
+
+
+def run_made(worker: OneWorker, made: list[Any]) -> tuple[list[Any], list[list[str]]]:
+    """As :func:`run_interleaved`, of requests that were pre-processed."""
     from vllm_omni.diffusion.sched.step_scheduler import StepScheduler
 
     scheduler: Any = StepScheduler()
     scheduler.initialize(worker.config)
-    made = [worker.request(prompt, params) for prompt, params in requests]
     numbers = {request.request_id: str(number) for number, request in enumerate(made)}
     for request in made:
         scheduler.add_request(request)

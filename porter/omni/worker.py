@@ -33,6 +33,7 @@ class OneWorker:
         parallel: sizes of vllm_omni's ``DiffusionParallelConfig``; their product is the number of processes.
         port: where the processes meet.
         together: how many whole requests may run in one call.
+        settings: further ones of vllm_omni's ``OmniDiffusionConfig``.
         cache: settings of Cache-DiT, as the engine's ``cache_config`` takes them; None: no cache.
 
     Raises:
@@ -51,6 +52,7 @@ class OneWorker:
         port: int | None = None,
         cache: dict[str, Any] | None = None,
         together: int = 1,
+        settings: dict[str, Any] | None = None,
     ) -> None:
         require_engine()
         from vllm_omni.diffusion.data import DiffusionParallelConfig, OmniDiffusionConfig
@@ -70,6 +72,8 @@ class OneWorker:
             step_execution=step_execution > 0,
             max_num_seqs=max(step_execution, together, 1),
             **({} if cache is None else {"cache_backend": "cache_dit", "cache_config": cache}),
+            # The dataclass has pydantic's idea of a default here, which only pydantic understands.
+            **{"extras": {}, **(settings or {})},
         )
         if port is not None:
             # The config moves on from a port that is taken, and to every rank but the first one it is: they would wait
@@ -106,19 +110,28 @@ class OneWorker:
         arguments = {"sampling_params": params} if "sampling_params" in accepted else {}
         return output.output, self._post_process(output.output, **arguments)
 
-    def warm_up(self, size: int = 512) -> None:
+    def warm_up(self, size: int = 512, **arguments: Any) -> None:
         """Run the request that the engine sends before it takes others.
 
         Args:
             size: height and width; the engine's own by default. The VAE of a tiny checkpoint may scale so little that
                 a picture of that size has as many tokens as one of 4096 pixels has otherwise.
+            arguments: put into the request besides.
 
         Raises:
             Exception: the port does not survive it; the engine would not start.
         """
         request = dummy_request(self.config, size)
-        if request is not None:
-            self._forward(request if self._pre_process is None else self._pre_process(request))
+        if request is None:
+            return
+        request.sampling_params.extra_args.update(arguments)
+        processed = request if self._pre_process is None else self._pre_process(request)
+        if not self.config.step_execution:
+            self._forward(processed)
+            return
+        from porter.omni.stepwise import run_made
+
+        run_made(self, [processed])
 
     def request(self, prompt: Any, params: Any) -> Any:
         """A request as the worker gets it: after the pre-processing hook."""

@@ -40,16 +40,25 @@ def test_committed_ports_serve_what_the_installed_diffusers_lacks(committed: Pat
     assert report.passed, report.reason
 
 
-def test_a_checkpoint_in_another_dtype_is_cast_as_diffusers_casts_it(checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("parts", "asked"),
+    [("*", "float32"), ("transformer", "float32"), ("vae", "bfloat16")],
+    ids=["all in half", "one component in half", "asked for half, one component has it"],
+)
+def test_a_checkpoint_in_another_dtype_is_cast_as_diffusers_casts_it(
+    checkpoint, tmp_path: Path, parts: str, asked: str
+) -> None:
     import shutil
 
     import torch
     from safetensors.torch import load_file, save_file
 
     folder = Path(shutil.copytree(checkpoint("SanaPipeline"), tmp_path / "half"))
-    for file in folder.rglob("*.safetensors"):
+    files = list(folder.glob(f"{parts}/*.safetensors"))
+    assert files
+    for file in files:
         tensors = load_file(file)
         save_file({k: v.bfloat16() if v.is_floating_point() else v for k, v in tensors.items()}, file, {"format": "pt"})
-    report = run_parity("SanaPipeline", engine="vllm-omni", checkpoint=folder, cases=["plain"], threads=1)
+    report = run_parity("SanaPipeline", engine="vllm-omni", checkpoint=folder, cases=["plain"], dtype=asked, threads=1)
     assert report.passed, report.reason
     assert torch.get_default_dtype() == torch.float32
