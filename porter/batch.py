@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import gc
 import multiprocessing
 import traceback
 from collections.abc import Callable, Iterable
@@ -129,6 +130,7 @@ _tree: SourceTree | None = None
 
 def _start(root: Path) -> None:
     global _tree
+    gc.disable()  # see `porter.cli.common.rest_collector`
     _tree = SourceTree(root)
 
 
