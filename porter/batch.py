@@ -6,7 +6,6 @@ matchers, which take a second to import.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import gc
 import multiprocessing
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from porter.cache import Cache
 from porter.emit.format import FormatError, formatted
+from porter.emit.safety import tree_of
 from porter.facts.tiers import DEEPEST
 from porter.source import SourceError, SourceTree
 from porter.targets import get_target
@@ -165,7 +165,7 @@ def _attempt(converter: Converter, name: str) -> Outcome:
 
 def _check_syntax(file: str, text: str) -> None:
     try:
-        ast.parse(text)
+        tree_of(text)
     except SyntaxError as error:
         line = (error.text or "").strip()
         raise FormatError(f"{file}:{error.lineno}: not Python: {error.msg}: {line}") from error
