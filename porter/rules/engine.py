@@ -148,6 +148,10 @@ class SharedWalk(cst.CSTTransformer):
                     if attribute.startswith(prefix):
                         table.setdefault(attribute.removeprefix(prefix), []).append((rule, getattr(rule, attribute)))
 
+    def asked(self, kind: str) -> tuple[bool, bool]:
+        """Whether any rule asked for a type of nodes: where one is entered, and where it is left."""
+        return kind in self._visit, kind in self._leave
+
     def on_visit(self, node: cst.CSTNode) -> bool:
         descend = True
         for _, enter in self._visit.get(type(node).__name__, ()):
