@@ -6,9 +6,9 @@ import ast
 import hashlib
 import io
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from porter.source.walk import walk
 
@@ -56,11 +56,16 @@ class Definition:
 
     def parse(self) -> cst.ClassDef | cst.FunctionDef | cst.SimpleStatementLine:
         """The libcst tree of this definition alone; a file is never parsed whole for one of its classes."""
-        import libcst as cst  # takes longer than all that asks for no tree
+        return _parse(self.code, tuple(self.comments))
 
-        statement = cst.parse_module(self.code).body[0]
-        comments = [cst.EmptyLine(comment=cst.Comment(line)) for line in self.comments]
-        return statement.with_changes(leading_lines=comments)  # type: ignore[return-value]
+
+@lru_cache(maxsize=64)
+def _parse(code: str, comments: tuple[str, ...]) -> Any:
+    """Kept for a while: pipelines copy their helpers from each other, and what is known of a node is kept with it."""
+    import libcst as cst  # takes longer than all that asks for no tree
+
+    lines = [cst.EmptyLine(comment=cst.Comment(line)) for line in comments]
+    return cst.parse_module(code).body[0].with_changes(leading_lines=lines)
 
 
 @dataclass

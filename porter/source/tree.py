@@ -6,6 +6,7 @@ import difflib
 import importlib.metadata
 import importlib.util
 import re
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from porter.source.module import Definition, SourceModule
 
 PACKAGE = "diffusers"
 NAME = re.compile(r"\w+")
+LONGEST_NAME = 300
 # It is written into the comments of a port, so it is a version and nothing else.
 VERSION_LINE = r"""^__version__ = ["']([\w.+!-]+)["']"""
 
@@ -110,9 +112,9 @@ class SourceTree:
                 parts.pop()
             if not all(part.isidentifier() for part in parts):
                 continue  # nothing can import it; its name would be written into comments
-            text = "\n" + path.read_text(encoding="utf-8", errors="replace")
-            for after in text.split("\nclass ")[1:]:  # an expression would look at every line of the package
-                if name := NAME.match(after):
+            text = b"\n" + path.read_bytes()  # to decode the whole package takes longer than to search it
+            for place in _after(text, b"\nclass "):
+                if name := NAME.match(text[place : place + LONGEST_NAME].decode("utf-8", errors="replace")):
                     index.setdefault(name.group(), []).append(".".join([PACKAGE, *parts]))
         return index
 
@@ -142,6 +144,15 @@ class SourceTree:
         if definition is None:
             raise SourceError(f"{live[0]} does not define {short} at its top level.")
         return definition
+
+
+def _after(text: bytes, mark: bytes) -> Iterator[int]:
+    """The places behind a mark; an expression would look at every line of the package."""
+    place = text.find(mark)
+    while place >= 0:
+        place += len(mark)
+        yield place
+        place = text.find(mark, place)
 
 
 def _package_folder(folder: str | Path | None) -> Path:
