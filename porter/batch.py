@@ -121,7 +121,7 @@ def _groups(names: list[str], tree: SourceTree) -> list[list[str]]:
     """Names by the folder of their pipeline, the largest group first: the last one to finish should be a small one."""
     found: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(tree.find_pipeline(name).module.name.rpartition(".")[0], []).append(name)
+        found.setdefault(tree.pipeline_module(name).rpartition(".")[0], []).append(name)
     return sorted(found.values(), key=lambda group: (-len(group), group))
 
 

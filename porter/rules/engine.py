@@ -135,7 +135,7 @@ class Rule:
 
 
 @cache
-def _methods(rule: type[Rule], prefix: str) -> tuple[str, ...]:
+def _methods(rule: Any, prefix: str) -> tuple[str, ...]:
     return tuple(name for name in dir(rule) if name.startswith(prefix))
 
 

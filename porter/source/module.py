@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -104,19 +105,11 @@ class SourceModule:
     def definitions(self) -> dict[str, Definition]:
         """Top-level definitions by name, in source order; those inside a top-level ``if``/``try`` count too."""
         found: dict[str, Definition] = {}
-
-        def collect(body: list[ast.stmt], guards: tuple[ast.If | ast.Try, ...]) -> None:
-            for node in body:
-                if isinstance(node, ast.If | ast.Try):
-                    for part in ("body", "orelse", "finalbody"):
-                        collect(getattr(node, part, []), (*guards, node))
-                    continue
-                for name in _bound_names(node):
-                    decorators = getattr(node, "decorator_list", [])
-                    first = min([node.lineno, *(d.lineno for d in decorators)])
-                    found.setdefault(name, Definition(name, self, node, first, node.end_lineno or first, guards))
-
-        collect(self.tree.body, ())
+        for node, guards in _guarded(self.tree.body, ()):
+            for name in _bound_names(node):
+                decorators = getattr(node, "decorator_list", [])
+                first = min([node.lineno, *(d.lineno for d in decorators)])
+                found.setdefault(name, Definition(name, self, node, first, node.end_lineno or first, guards))
         return found
 
     @cached_property
@@ -165,6 +158,19 @@ class SourceModule:
 
     def __reduce__(self):
         return SourceModule, (self.name, self.path, self.text, self.is_package)
+
+
+Guards = tuple[ast.If | ast.Try, ...]
+
+
+def _guarded(body: list[ast.stmt], guards: Guards) -> Iterator[tuple[ast.stmt, Guards]]:
+    """Statements in source order, those inside an ``if`` or ``try`` with what is around them."""
+    for node in body:
+        if isinstance(node, ast.If | ast.Try):
+            for part in ("body", "orelse", "finalbody"):
+                yield from _guarded(getattr(node, part, []), (*guards, node))
+        else:
+            yield node, guards
 
 
 def _bound_names(node: ast.stmt) -> list[str]:

@@ -54,6 +54,12 @@ class SourceTree:
             self._modules[name] = self._read(name)
         return self._modules[name]
 
+    def forget(self, name: str) -> None:
+        """Let go of a module; who asks for it again has it parsed again."""
+        module = self._modules.pop(name, None)
+        if module is not None:
+            vars(module).pop("definitions", None)  # each holds the module in turn
+
     def _read(self, name: str) -> SourceModule | None:
         parts = name.split(".")
         if parts[0] != PACKAGE:
@@ -122,6 +128,24 @@ class SourceTree:
         """Names of all classes below ``diffusers/pipelines`` that look like pipelines, sorted."""
         return sorted(name for name in self._pipeline_index if name.endswith("Pipeline"))
 
+    def pipeline_module(self, name: str) -> str:
+        """The name of the module that a pipeline class is defined in; nothing is parsed for it.
+
+        Args:
+            name: ``QwenImageEditPipeline``.
+
+        Raises:
+            SourceError: no such class (the nearest names are given), or the class is no pipeline.
+        """
+        modules = self._pipeline_index.get(name, [])
+        if not modules:
+            if name in self.class_index:
+                raise SourceError(f"{name} is a class of {self.class_index[name][0]}, not a pipeline.")
+            near = difflib.get_close_matches(name, self.pipelines(), n=3, cutoff=0.5)
+            hint = f" Did you mean {', '.join(near)}?" if near else ""
+            raise SourceError(f"diffusers {self.version} has no pipeline called {name!r}.{hint}")
+        return next((m for m in modules if ".deprecated." not in m), modules[0])
+
     def find_pipeline(self, name: str) -> Definition:
         """The definition of a pipeline class.
 
@@ -129,20 +153,13 @@ class SourceTree:
             name: ``QwenImageEditPipeline`` or ``diffusers.QwenImageEditPipeline``.
 
         Raises:
-            SourceError: no such class (the nearest names are given), or the class is no pipeline.
+            SourceError: as for :meth:`pipeline_module`; or its module does not parse.
         """
         short = name.removeprefix(PACKAGE + ".")
-        modules = self._pipeline_index.get(short, [])
-        if not modules:
-            if short in self.class_index:
-                raise SourceError(f"{short} is a class of {self.class_index[short][0]}, not a pipeline.")
-            near = difflib.get_close_matches(short, self.pipelines(), n=3, cutoff=0.5)
-            hint = f" Did you mean {', '.join(near)}?" if near else ""
-            raise SourceError(f"diffusers {self.version} has no pipeline called {short!r}.{hint}")
-        live = [m for m in modules if ".deprecated." not in m] or modules
-        definition = self.resolve(live[0], short)
+        module = self.pipeline_module(short)
+        definition = self.resolve(module, short)
         if definition is None:
-            raise SourceError(f"{live[0]} does not define {short} at its top level.")
+            raise SourceError(f"{module} does not define {short} at its top level.")
         return definition
 
 
