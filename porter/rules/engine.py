@@ -148,8 +148,9 @@ class SharedWalk(cst.CSTTransformer):
         self._visit: dict[str, list[tuple[Rule, Any]]] = {}
         self._leave: dict[str, list[tuple[Rule, Any]]] = {}
         for rule in rules:
+            kind: Any = type(rule)
             for prefix, table in (("visit_", self._visit), ("leave_", self._leave)):
-                for attribute in _methods(type(rule), prefix):
+                for attribute in _methods(kind, prefix):
                     table.setdefault(attribute.removeprefix(prefix), []).append((rule, getattr(rule, attribute)))
 
     def asked(self, kind: str) -> tuple[bool, bool]:
