@@ -6,8 +6,8 @@ matchers, which take a second to import.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
+import gc
 import multiprocessing
 import traceback
 from collections.abc import Callable, Iterable
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from porter.cache import Cache
 from porter.emit.format import FormatError, formatted
+from porter.emit.safety import tree_of
 from porter.facts.tiers import DEEPEST
 from porter.source import SourceError, SourceTree
 from porter.targets import get_target
@@ -120,7 +121,7 @@ def _groups(names: list[str], tree: SourceTree) -> list[list[str]]:
     """Names by the folder of their pipeline, the largest group first: the last one to finish should be a small one."""
     found: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(tree.find_pipeline(name).module.name.rpartition(".")[0], []).append(name)
+        found.setdefault(tree.pipeline_module(name).rpartition(".")[0], []).append(name)
     return sorted(found.values(), key=lambda group: (-len(group), group))
 
 
@@ -129,6 +130,7 @@ _tree: SourceTree | None = None
 
 def _start(root: Path) -> None:
     global _tree
+    gc.disable()  # see `porter.cli.common.rest_collector`
     _tree = SourceTree(root)
 
 
@@ -163,7 +165,7 @@ def _attempt(converter: Converter, name: str) -> Outcome:
 
 def _check_syntax(file: str, text: str) -> None:
     try:
-        ast.parse(text)
+        tree_of(text)
     except SyntaxError as error:
         line = (error.text or "").strip()
         raise FormatError(f"{file}:{error.lineno}: not Python: {error.msg}: {line}") from error

@@ -71,17 +71,21 @@ def _maintained(tree: SourceTree, cache: Cache | None) -> dict[str, list[str] | 
         return kept
     found: dict[str, list[str] | None] = {}
     for name in tree.pipelines():
+        module = tree.pipeline_module(name)
+        if ".deprecated." in module:
+            continue
         try:
             definition = tree.find_pipeline(name)
-            if ".deprecated." in definition.module.name or _is_deprecated(definition):
+            if _is_deprecated(definition):
                 continue
             components = pipeline_facts(tree, definition).components
+            models = [model.name for component in components for model in component.converted]
+            if models or is_called(definition):
+                found[name] = list(dict.fromkeys(models))
         except SourceError:
             found[name] = None  # converting it says which
-            continue
-        models = [model.name for component in components for model in component.converted]
-        if models or is_called(definition):
-            found[name] = list(dict.fromkeys(models))
+        finally:
+            tree.forget(module)  # the trees of all pipelines together are half a gigabyte
     if cache is not None:
         cache.write("maintained", found)
     return found

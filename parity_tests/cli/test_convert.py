@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import json
 import os
 import subprocess
@@ -71,6 +72,11 @@ def test_json_says_what_was_written(porter, tree):
     assert pipeline["name"] == "TinyPipeline"
     assert "callback_on_step_end" in pipeline["dropped"]
     assert all(Path("out", file).is_file() for file in pipeline["files"])
+
+
+def test_who_calls_the_command_line_keeps_its_collector(porter, tree):
+    assert porter("convert", "Car", "--source", tree.root).code == 2
+    assert gc.isenabled()
 
 
 def test_quiet_says_nothing(porter, tree):

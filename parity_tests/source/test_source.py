@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import gc
 import pickle
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import libcst as cst
@@ -246,3 +248,18 @@ def test_with_no_rules_the_source_comes_back_byte_for_byte(installed, file):
     parsed = cst.parse_module(module.text)
     assert parsed.code == module.text
     assert walk(parsed, [], Context(installed, module)).code.encode() == (installed.root / file).read_bytes()
+
+
+def test_a_module_is_let_go_of_without_the_collector(package):
+    tree = SourceTree(package)
+    module = tree.module(f"{CAR}.pipeline_car")
+    assert list(module.definitions) == ["CarPipeline"]
+    gone = weakref.ref(module)
+    gc.disable()
+    try:
+        tree.forget(module.name)
+        del module
+        assert gone() is None
+    finally:
+        gc.enable()
+    assert tree.find_pipeline("CarPipeline").name == "CarPipeline"

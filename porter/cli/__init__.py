@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 good, 1 the answer is no, 2 the question was bad."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     command = typer.main.get_command(app)
+    collects = gc.isenabled()
     try:
         settings = {} if given[0].startswith("-") else defaults()
         return command.main(given, prog_name="porter", standalone_mode=False, default_map=settings) or 0
@@ -89,3 +91,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f" (see {context.command_path} --help)" if context is not None else ""
         complain(f"{error.format_message()}{hint}")  # type: ignore[attr-defined]
         return 2
+    finally:
+        if collects and arguments is not None:  # a caller goes on; a program is about to end
+            gc.enable()

@@ -24,6 +24,7 @@ from porter.cli.common import (
     describe,
     processes,
     progress_bar,
+    rest_collector,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def check(
 ) -> None:
     """Regenerate the ports in DIR and compare: exit code 0 if they are the same, 1 if they differ, 2 on an error."""
     check_conflicts(conflicts)
+    rest_collector()
     from porter.check import check_models
     from porter.check import fix as write_fixes
     from porter.emit.write import OutputError

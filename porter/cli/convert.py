@@ -23,6 +23,7 @@ from porter.cli.common import (
     describe,
     processes,
     progress_bar,
+    rest_collector,
 )
 from porter.facts.tiers import DEEPEST, check_tier
 
@@ -66,6 +67,7 @@ def convert(
     verbose: Verbose = False,
 ) -> None:
     """Convert pipelines and register them in DIR/registry.py."""
+    rest_collector()
     if bool(names) == everything:
         raise Failure(
             "name pipelines (`porter list` shows them), or say --all"

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from porter.cli.common import Jobs, Json, Quiet, Source, Verbose, bad_input, console, processes, progress_bar
+from porter.cli.common import (
+    Jobs,
+    Json,
+    Quiet,
+    Source,
+    Verbose,
+    bad_input,
+    console,
+    processes,
+    progress_bar,
+    rest_collector,
+)
 
 if TYPE_CHECKING:
     from porter.listing import Row
@@ -14,6 +25,7 @@ def list_(
     source: Source = None, jobs: Jobs = 0, json: Json = False, quiet: Quiet = False, verbose: Verbose = False
 ) -> None:
     """List pipelines and transformers: do they convert, at which tier, are they at parity, what is left."""
+    rest_collector()
     from porter.batch import convert_batch
     from porter.cache import Cache
     from porter.listing import live_pipelines, model_rows, other_pipelines, pipeline_rows

@@ -100,6 +100,16 @@ def check_texts(texts: dict[str, str]) -> None:
             raise UnsafeCode(f"{file}:{line}: {what}; no port may do that, so nothing is written.")
 
 
+@lru_cache(maxsize=16)
+def tree_of(text: str) -> ast.Module:
+    """The tree of a generated text, which several ask for; nobody may change it.
+
+    Raises:
+        SyntaxError, ValueError: it does not parse.
+    """
+    return ast.parse(text)
+
+
 @lru_cache(maxsize=64)
 def _problems(text: str, own: bool, allowed: str) -> tuple[tuple[int, str], ...]:
     hidden = next((character for character in text if character in HIDDEN), None) if not text.isascii() else None
@@ -107,7 +117,7 @@ def _problems(text: str, own: bool, allowed: str) -> tuple[tuple[int, str], ...]
         line = text[: text.index(hidden)].count("\n") + 1
         return ((line, f"holds the invisible character {HIDDEN[hidden]}, which makes it look other than it is"),)
     try:
-        tree = ast.parse(text)
+        tree = tree_of(text)
     except (SyntaxError, ValueError):
         return ()
     walk = _Walk(own, frozenset([*STANDARD.split(), *LIBRARIES.split(), *ENGINES.split(), *allowed.split(",")]))

@@ -99,16 +99,15 @@ class Builder:
     def _module_order(self) -> list[str]:
         """Source modules, each after those that it refers to: constants and bases must exist when they are used."""
         ordered: dict[str, None] = {}
-
-        def visit(module: str, path: tuple[str, ...]) -> None:
-            for other in sorted(self._edges.get(module, ())):
-                if other not in ordered and other not in path:
-                    visit(other, (*path, module))
-            ordered.setdefault(module)
-
         for module in self._order:
-            visit(module, ())
+            self._put(module, (), ordered)
         return [module for module in ordered if module in self._order]
+
+    def _put(self, module: str, path: tuple[str, ...], ordered: dict[str, None]) -> None:
+        for other in sorted(self._edges.get(module, ())):
+            if other not in ordered and other not in path:
+                self._put(other, (*path, module), ordered)
+        ordered.setdefault(module)
 
     def _add(self, definition: Definition, vendored: bool = False, called: str = "") -> str:
         """Take a definition over; returns the name that it has in the port: ``called``, if the source renames it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar
 
 import libcst as cst
@@ -134,6 +134,11 @@ class Rule:
         return (type(self).__doc__ or "").strip().splitlines()[0]
 
 
+@cache
+def _methods(rule: Any, prefix: str) -> tuple[str, ...]:
+    return tuple(name for name in dir(rule) if name.startswith(prefix))
+
+
 class SharedWalk(cst.CSTTransformer):
     """One walk that offers each node to every rule that asked for its type, in the order of the rules."""
 
@@ -143,10 +148,14 @@ class SharedWalk(cst.CSTTransformer):
         self._visit: dict[str, list[tuple[Rule, Any]]] = {}
         self._leave: dict[str, list[tuple[Rule, Any]]] = {}
         for rule in rules:
-            for attribute in dir(rule):
-                for prefix, table in (("visit_", self._visit), ("leave_", self._leave)):
-                    if attribute.startswith(prefix):
-                        table.setdefault(attribute.removeprefix(prefix), []).append((rule, getattr(rule, attribute)))
+            kind: Any = type(rule)
+            for prefix, table in (("visit_", self._visit), ("leave_", self._leave)):
+                for attribute in _methods(kind, prefix):
+                    table.setdefault(attribute.removeprefix(prefix), []).append((rule, getattr(rule, attribute)))
+
+    def asked(self, kind: str) -> tuple[bool, bool]:
+        """Whether any rule asked for a type of nodes: where one is entered, and where it is left."""
+        return kind in self._visit, kind in self._leave
 
     def on_visit(self, node: cst.CSTNode) -> bool:
         descend = True

@@ -292,11 +292,14 @@ TELLTALE = {"isinstance": "isinstance(self", "hasattr": "scaled_dot_product_atte
 
 def mentions(node: cst.CSTNode, facts: Facts) -> bool:
     """Whether ``node`` names anything that the facts speak about; most functions do not, and need no folding."""
+    text = code(node)
+    if not any(name.rpartition(".")[2] in text for name in [*facts.values, *facts.calls]):
+        return False  # the common case, and a text is found faster than names are collected
     there = identifiers(node)
     if any(name.rpartition(".")[2] in there for name in facts.values):
         return True
     called = [name for name in facts.calls if name.rpartition(".")[2] in there]
-    return any(name not in TELLTALE or TELLTALE[name] in code(node) for name in called)
+    return any(name not in TELLTALE or TELLTALE[name] in text for name in called)
 
 
 def fold(node: Any, facts: Facts) -> Any:

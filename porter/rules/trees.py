@@ -11,7 +11,7 @@ import ast
 import dataclasses
 from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_origin
 
 import libcst as cst
 
@@ -30,9 +30,13 @@ LAYOUT = {
 @cache
 def fields(kind: type[cst.CSTNode]) -> tuple[str, ...]:
     """The fields of a node type that may hold nodes which are not layout, decorators first, as written."""
-    names = [field.name for field in dataclasses.fields(kind)]
+    names = [field.name for field in dataclasses.fields(kind) if not _is_text(field.type)]
     kept = [name for name in names if name not in LAYOUT and not name.startswith("whitespace_")]
     return tuple(sorted(kept, key=lambda name: name != "decorators"))
+
+
+def _is_text(annotation: Any) -> bool:
+    return annotation is str or get_origin(annotation) is Literal
 
 
 @cache
@@ -52,43 +56,76 @@ def visit(node: Any, visitor: cst.CSTTransformer | cst.CSTVisitor) -> Any:
     Returns:
         A node, or what ``on_leave`` put in its place (``RemoveFromParent``, ``FlattenSentinel``).
     """
-    updated = _visit_children(node, visitor) if visitor.on_visit(node) else node
-    if isinstance(visitor, cst.CSTVisitor):
-        visitor.on_leave(node)
-        return node
-    return visitor.on_leave(node, updated)
+    return _Walk(visitor).visit(node)
 
 
-def _visit_children(node: cst.CSTNode, visitor: Any) -> cst.CSTNode:
-    changes: dict[str, Any] = {}
-    for name in fields(type(node)):
-        value = getattr(node, name)
-        kind: Any = type(value)
-        if kind is tuple or kind is list:
-            items = _visit_sequence(value, visitor)
-            if items is not value:
-                changes[name] = items
-        elif _is(kind, cst.CSTNode):
-            new = visit(value, visitor)
-            if new is not value:
-                changes[name] = None if isinstance(new, cst.RemovalSentinel) else new
-    return node.with_changes(**changes) if changes else node
+class _Walk:
+    """One walk of a visitor, which is asked for the types of nodes that it has a method for and no others.
+
+    libcst's visitors have a method for every type; to call one that does nothing, twice for each node, takes longer
+    than the walk itself.
+    """
+
+    def __init__(self, visitor: cst.CSTTransformer | cst.CSTVisitor) -> None:
+        self._visitor = visitor
+        self._looks = isinstance(visitor, cst.CSTVisitor)
+        self._asked: dict[type, tuple[bool, bool]] = {}
+
+    def visit(self, node: Any) -> Any:
+        kind = type(node)
+        asked = self._asked.get(kind)
+        if asked is None:
+            asked = self._asked[kind] = _asked(self._visitor, kind)
+        enters, leaves = asked
+        updated = node if enters and not self._visitor.on_visit(node) else self._children(node, kind)
+        if not leaves:
+            return updated
+        if self._looks:
+            self._visitor.on_leave(node)  # type: ignore[call-arg]
+            return node
+        return self._visitor.on_leave(node, updated)  # type: ignore[call-arg]
+
+    def _children(self, node: cst.CSTNode, kind: type[cst.CSTNode]) -> cst.CSTNode:
+        changes: dict[str, Any] = {}
+        for name in fields(kind):
+            value = getattr(node, name)
+            held: Any = type(value)
+            if held is tuple or held is list:
+                items = self._sequence(value)
+                if items is not value:
+                    changes[name] = items
+            elif _is(held, cst.CSTNode):
+                new = self.visit(value)
+                if new is not value:
+                    changes[name] = None if isinstance(new, cst.RemovalSentinel) else new
+        return node.with_changes(**changes) if changes else node
+
+    def _sequence(self, items: Any) -> Any:
+        found: list[Any] = []
+        changed = False
+        for item in items:
+            new = self.visit(item)
+            if new is item:
+                found.append(item)
+                continue
+            changed = True
+            if isinstance(new, cst.FlattenSentinel):
+                found.extend(new)
+            elif not isinstance(new, cst.RemovalSentinel) and not _emptied(item, new):
+                found.append(new)
+        return tuple(found) if changed else items
 
 
-def _visit_sequence(items: Any, visitor: Any) -> Any:
-    found: list[Any] = []
-    changed = False
-    for item in items:
-        new = visit(item, visitor)
-        if new is item:
-            found.append(item)
-            continue
-        changed = True
-        if isinstance(new, cst.FlattenSentinel):
-            found.extend(new)
-        elif not isinstance(new, cst.RemovalSentinel) and not _emptied(item, new):
-            found.append(new)
-    return tuple(found) if changed else items
+def _asked(visitor: Any, kind: type) -> tuple[bool, bool]:
+    """Whether a visitor does anything where a node of a type is entered, and where it is left."""
+    if hasattr(visitor, "asked"):
+        return visitor.asked(kind.__name__)
+    own, base = type(visitor), cst.CSTVisitor if isinstance(visitor, cst.CSTVisitor) else cst.CSTTransformer
+
+    def differs(*names: str) -> bool:
+        return any(getattr(own, name, None) is not getattr(base, name, None) for name in names)
+
+    return differs("on_visit", f"visit_{kind.__name__}"), differs("on_leave", f"leave_{kind.__name__}")
 
 
 def _emptied(before: cst.CSTNode, after: cst.CSTNode) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from porter.source.walk import walk
 
@@ -56,11 +57,16 @@ class Definition:
 
     def parse(self) -> cst.ClassDef | cst.FunctionDef | cst.SimpleStatementLine:
         """The libcst tree of this definition alone; a file is never parsed whole for one of its classes."""
-        import libcst as cst  # takes longer than all that asks for no tree
+        return _parse(self.code, tuple(self.comments))
 
-        statement = cst.parse_module(self.code).body[0]
-        comments = [cst.EmptyLine(comment=cst.Comment(line)) for line in self.comments]
-        return statement.with_changes(leading_lines=comments)  # type: ignore[return-value]
+
+@lru_cache(maxsize=64)
+def _parse(code: str, comments: tuple[str, ...]) -> Any:
+    """Kept for a while: pipelines copy their helpers from each other, and what is known of a node is kept with it."""
+    import libcst as cst  # takes longer than all that asks for no tree
+
+    lines = [cst.EmptyLine(comment=cst.Comment(line)) for line in comments]
+    return cst.parse_module(code).body[0].with_changes(leading_lines=lines)
 
 
 @dataclass
@@ -99,19 +105,11 @@ class SourceModule:
     def definitions(self) -> dict[str, Definition]:
         """Top-level definitions by name, in source order; those inside a top-level ``if``/``try`` count too."""
         found: dict[str, Definition] = {}
-
-        def collect(body: list[ast.stmt], guards: tuple[ast.If | ast.Try, ...]) -> None:
-            for node in body:
-                if isinstance(node, ast.If | ast.Try):
-                    for part in ("body", "orelse", "finalbody"):
-                        collect(getattr(node, part, []), (*guards, node))
-                    continue
-                for name in _bound_names(node):
-                    decorators = getattr(node, "decorator_list", [])
-                    first = min([node.lineno, *(d.lineno for d in decorators)])
-                    found.setdefault(name, Definition(name, self, node, first, node.end_lineno or first, guards))
-
-        collect(self.tree.body, ())
+        for node, guards in _guarded(self.tree.body, ()):
+            for name in _bound_names(node):
+                decorators = getattr(node, "decorator_list", [])
+                first = min([node.lineno, *(d.lineno for d in decorators)])
+                found.setdefault(name, Definition(name, self, node, first, node.end_lineno or first, guards))
         return found
 
     @cached_property
@@ -160,6 +158,19 @@ class SourceModule:
 
     def __reduce__(self):
         return SourceModule, (self.name, self.path, self.text, self.is_package)
+
+
+Guards = tuple[ast.If | ast.Try, ...]
+
+
+def _guarded(body: list[ast.stmt], guards: Guards) -> Iterator[tuple[ast.stmt, Guards]]:
+    """Statements in source order, those inside an ``if`` or ``try`` with what is around them."""
+    for node in body:
+        if isinstance(node, ast.If | ast.Try):
+            for part in ("body", "orelse", "finalbody"):
+                yield from _guarded(getattr(node, part, []), (*guards, node))
+        else:
+            yield node, guards
 
 
 def _bound_names(node: ast.stmt) -> list[str]:

@@ -6,6 +6,7 @@ import difflib
 import importlib.metadata
 import importlib.util
 import re
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from porter.source.module import Definition, SourceModule
 
 PACKAGE = "diffusers"
 NAME = re.compile(r"\w+")
+LONGEST_NAME = 300
 # It is written into the comments of a port, so it is a version and nothing else.
 VERSION_LINE = r"""^__version__ = ["']([\w.+!-]+)["']"""
 
@@ -51,6 +53,12 @@ class SourceTree:
         if name not in self._modules:
             self._modules[name] = self._read(name)
         return self._modules[name]
+
+    def forget(self, name: str) -> None:
+        """Let go of a module; who asks for it again has it parsed again."""
+        module = self._modules.pop(name, None)
+        if module is not None:
+            vars(module).pop("definitions", None)  # each holds the module in turn
 
     def _read(self, name: str) -> SourceModule | None:
         parts = name.split(".")
@@ -110,15 +118,33 @@ class SourceTree:
                 parts.pop()
             if not all(part.isidentifier() for part in parts):
                 continue  # nothing can import it; its name would be written into comments
-            text = "\n" + path.read_text(encoding="utf-8", errors="replace")
-            for after in text.split("\nclass ")[1:]:  # an expression would look at every line of the package
-                if name := NAME.match(after):
+            text = b"\n" + path.read_bytes()  # to decode the whole package takes longer than to search it
+            for place in _after(text, b"\nclass "):
+                if name := NAME.match(text[place : place + LONGEST_NAME].decode("utf-8", errors="replace")):
                     index.setdefault(name.group(), []).append(".".join([PACKAGE, *parts]))
         return index
 
     def pipelines(self) -> list[str]:
         """Names of all classes below ``diffusers/pipelines`` that look like pipelines, sorted."""
         return sorted(name for name in self._pipeline_index if name.endswith("Pipeline"))
+
+    def pipeline_module(self, name: str) -> str:
+        """The name of the module that a pipeline class is defined in; nothing is parsed for it.
+
+        Args:
+            name: ``QwenImageEditPipeline``.
+
+        Raises:
+            SourceError: no such class (the nearest names are given), or the class is no pipeline.
+        """
+        modules = self._pipeline_index.get(name, [])
+        if not modules:
+            if name in self.class_index:
+                raise SourceError(f"{name} is a class of {self.class_index[name][0]}, not a pipeline.")
+            near = difflib.get_close_matches(name, self.pipelines(), n=3, cutoff=0.5)
+            hint = f" Did you mean {', '.join(near)}?" if near else ""
+            raise SourceError(f"diffusers {self.version} has no pipeline called {name!r}.{hint}")
+        return next((m for m in modules if ".deprecated." not in m), modules[0])
 
     def find_pipeline(self, name: str) -> Definition:
         """The definition of a pipeline class.
@@ -127,21 +153,23 @@ class SourceTree:
             name: ``QwenImageEditPipeline`` or ``diffusers.QwenImageEditPipeline``.
 
         Raises:
-            SourceError: no such class (the nearest names are given), or the class is no pipeline.
+            SourceError: as for :meth:`pipeline_module`; or its module does not parse.
         """
         short = name.removeprefix(PACKAGE + ".")
-        modules = self._pipeline_index.get(short, [])
-        if not modules:
-            if short in self.class_index:
-                raise SourceError(f"{short} is a class of {self.class_index[short][0]}, not a pipeline.")
-            near = difflib.get_close_matches(short, self.pipelines(), n=3, cutoff=0.5)
-            hint = f" Did you mean {', '.join(near)}?" if near else ""
-            raise SourceError(f"diffusers {self.version} has no pipeline called {short!r}.{hint}")
-        live = [m for m in modules if ".deprecated." not in m] or modules
-        definition = self.resolve(live[0], short)
+        module = self.pipeline_module(short)
+        definition = self.resolve(module, short)
         if definition is None:
-            raise SourceError(f"{live[0]} does not define {short} at its top level.")
+            raise SourceError(f"{module} does not define {short} at its top level.")
         return definition
+
+
+def _after(text: bytes, mark: bytes) -> Iterator[int]:
+    """The places behind a mark; an expression would look at every line of the package."""
+    place = text.find(mark)
+    while place >= 0:
+        place += len(mark)
+        yield place
+        place = text.find(mark, place)
 
 
 def _package_folder(folder: str | Path | None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from typing import Any
 
 import libcst as cst
@@ -109,7 +110,12 @@ class _Divide(cst.CSTTransformer):
 
 def helpers() -> list[Any]:
     """The definitions that the rule brings in."""
-    return list(cst.parse_module(ATTENTION.strip("\n") + "\n").body)
+    return list(_helpers())
+
+
+@cache
+def _helpers() -> tuple[Any, ...]:
+    return tuple(cst.parse_module(ATTENTION.strip("\n") + "\n").body)
 
 
 def imports() -> dict[str, tuple[str, str | None]]:

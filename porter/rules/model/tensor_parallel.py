@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import libcst as cst
@@ -259,8 +260,13 @@ class TensorParallel(Rule):
         text, imports = HELPERS[name]
         if not any(node.name.value == name for node in result.helpers):
             text = text.replace("(FeedForward)", f"({base})")
-            result.helpers.append(cst.parse_statement(text.strip("\n") + "\n"))
+            result.helpers.append(_helper(text.strip("\n") + "\n"))
             result.imports |= imports
+
+
+@cache
+def _helper(text: str) -> Any:
+    return cst.parse_statement(text)
 
 
 class _Layers(cst.CSTTransformer):
