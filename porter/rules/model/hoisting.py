@@ -7,9 +7,11 @@ from typing import Any
 
 import libcst as cst
 
+from porter.facts.runs import Run
 from porter.facts.scope import FileScope
 from porter.facts.steady import Site, SteadyCalls
 from porter.rules.engine import SAME, Rule, code, to_ast, visit
+from porter.rules.model.apart import set_apart
 from porter.source import SourceTree
 
 ONCE = "once"
@@ -24,7 +26,8 @@ class HoistInvariants(Rule):
     their result are left alone (:mod:`porter.facts.purity`). A result is handed out again only for the very tensors,
     never written to since, that it was computed from, so a wrapped call computes what it did, bit for bit.
 
-    It does not look at what a method computes by itself, outside of calls: position tables made of ``arange``, say.
+    What a method computes inline, position tables made of a mask's lengths, say, becomes a method of its own where a
+    held call is given its result (:mod:`porter.facts.runs`); alone it is not worth a line.
     """
 
     name = "hoist-invariants"
@@ -120,7 +123,7 @@ class HoistInvariants(Rule):
         named = {node.name: node for node in trees if isinstance(node, ast.ClassDef | ast.FunctionDef)}
         if ONCE in named:
             return definitions, []
-        found: dict[str, list[Site]] = {}
+        found: dict[str, list[Site | Run]] = {}
         for site in SteadyCalls(FileScope(tree, named, imports or {}), named.values()).of_model(model):
             found.setdefault(site.definition, []).append(site)
         nodes, changed = list(definitions), []
@@ -128,8 +131,13 @@ class HoistInvariants(Rule):
             sites = found.get(getattr(trees[place], "name", ""), [])
             if sites:
                 lines = [line.encode() for line in code(node).split("\n")]
-                calls = {(site.function, _packed(_segment(lines, site.call))) for site in sites}
+                calls = {
+                    (site.function, _packed(_segment(lines, site.call))) for site in sites if isinstance(site, Site)
+                }
                 nodes[place] = visit(node, _Wrap(calls))
+                runs = [site for site in sites if isinstance(site, Run)]
+                if runs:
+                    nodes[place] = set_apart(nodes[place], runs, ONCE)
                 if nodes[place] is not node:
                     changed.append(place)
         return nodes, changed
@@ -153,7 +161,8 @@ class _Wrap(cst.CSTTransformer):
         return updated
 
     def leave_Call(self, original: cst.Call, updated: cst.Call) -> cst.Call:
-        text = _packed(code(original))
+        bare = original.with_changes(lpar=(), rpar=()) if original.lpar else original  # as ast sees it
+        text = _packed(code(bare))
         if text not in self._texts or (self._functions[-1:] and (self._functions[-1], text) not in self._calls):
             return updated
         return updated.with_changes(func=cst.Name(ONCE), args=[cst.Arg(updated.func, comma=_COMMA), *updated.args])
