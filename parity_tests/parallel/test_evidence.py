@@ -79,6 +79,13 @@ def test_a_plan_that_failed_says_what_went_wrong(monkeypatch):
         assert state("A", "request_batch", Feature("derived", fingerprint="1"), "pipelines") == "derived"
 
 
+def test_a_trial_that_could_not_be_made_refutes_nothing(monkeypatch):
+    error = "ValueError: heads = 3 cannot be divided by tensor_parallel_size = 2."
+    found = {"A": {"tensor_parallel": {"passed": False, "fingerprint": "1", "error": error}}}
+    monkeypatch.setattr(evidence, "_evidence", lambda kind: found)
+    assert state("A", "tensor_parallel", Feature("derived", fingerprint="1")) == "derived"
+
+
 def test_a_model_that_failed_on_ranks_is_not_taken_for_one_that_stays_whole():
     failed = "refused: a trial failed: RuntimeError: sizes"
     assert together({"A": "verified", "B": failed}, True) == failed

@@ -96,11 +96,16 @@ def proven(owner: str, name: str, feature: Feature, kind: str = "models") -> Fea
 
 
 def disproof(owner: str, name: str, feature: Feature, kind: str = "models") -> str:
-    """What went wrong when the plan of a feature was tried; empty if nothing did, or if nobody tried."""
+    """What went wrong when the plan of a feature was tried; empty if nothing did, or if nobody tried.
+
+    A ValueError is how a model refuses what it is asked for: its tiny configuration cannot be divided, say, or it does
+    not stand alone. That says nothing about the plan.
+    """
     proof = None if _untried.get() else _evidence(kind).get(owner, {}).get(name)
     if proof is None or proof.get("passed") or proof.get("fingerprint") != feature.fingerprint:
         return ""
-    return str(proof.get("error") or "it gave other results").rstrip(".")
+    error = str(proof.get("error") or "it gave other results").rstrip(".")
+    return "" if error.startswith("ValueError: ") else error
 
 
 def tier(features: dict[str, str]) -> str:

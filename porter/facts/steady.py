@@ -182,7 +182,7 @@ class SteadyCalls:
             outside = [env[name] for name in taken(statement, bound) if name in env]
             if any(v.worst > STEADY or v.modules for v in outside) or not can_stand_apart(statement, bound):
                 break
-            if any(self._callee(n.func, own)[2] for n in walk(statement) if isinstance(n, ast.Call)):
+            if any(self._reaches_modules(node, own) for node in walk(statement)):
                 break
             found = set(self.sites)
             self._statement(statement, own)
@@ -203,6 +203,12 @@ class SteadyCalls:
         if not self.purity.of_function(Found(apart, frame.function.scope, is_own=True), frame.owner):
             return None
         return Run(frame.owner.name, frame.function.name, first, count, inputs, outputs)
+
+    def _reaches_modules(self, node: ast.AST, env: Env) -> bool:
+        """Whether a node calls a module or goes over modules: such calls are held by themselves."""
+        if isinstance(node, ast.Call):
+            return bool(self._callee(node.func, env)[2])
+        return isinstance(node, ast.For | ast.comprehension) and bool(self._value(node.iter, env).modules)
 
     def _block(self, body: list[ast.stmt], env: Env) -> bool:
         """Follow statements; whether they never reach their end."""

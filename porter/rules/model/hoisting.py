@@ -100,6 +100,86 @@ class HoistInvariants(Rule):
                     return hidden_states
             """,
         ),
+        (
+            """
+            class ExampleTables:
+                def __init__(self, dim):
+                    self.dim = dim
+                    self.table = None
+
+                def __call__(self, lengths):
+                    if self.table is None:
+                        self.table = torch.arange(self.dim)
+                    return self.table[lengths]
+
+
+            class ExampleRefiner(nn.Module):
+                def __init__(self, dim):
+                    super().__init__()
+                    self.proj = nn.Linear(dim, dim)
+
+                def forward(self, text, table):
+                    return self.proj(text) + table
+
+
+            class ExampleTransformer2DModel(nn.Module):
+                def __init__(self, dim):
+                    super().__init__()
+                    self.tables = ExampleTables(dim)
+                    self.refiner = nn.ModuleList([ExampleRefiner(dim) for _ in range(2)])
+
+                def forward(self, hidden_states, encoder_hidden_states, mask):
+                    height = hidden_states.shape[2]
+                    # Positions of the text.
+                    lengths = mask.sum(dim=1)
+                    table = torch.zeros(2, height)
+                    table[:, : len(lengths)] = self.tables.dim
+                    for layer in self.refiner:
+                        encoder_hidden_states = (layer(encoder_hidden_states, table))
+                    return hidden_states + encoder_hidden_states
+            """,
+            """
+            class ExampleTables:
+                def __init__(self, dim):
+                    self.dim = dim
+                    self.table = None
+
+                def __call__(self, lengths):
+                    if self.table is None:
+                        self.table = torch.arange(self.dim)
+                    return self.table[lengths]
+
+
+            class ExampleRefiner(nn.Module):
+                def __init__(self, dim):
+                    super().__init__()
+                    self.proj = nn.Linear(dim, dim)
+
+                def forward(self, text, table):
+                    return self.proj(text) + table
+
+
+            class ExampleTransformer2DModel(nn.Module):
+                def __init__(self, dim):
+                    super().__init__()
+                    self.tables = ExampleTables(dim)
+                    self.refiner = nn.ModuleList([ExampleRefiner(dim) for _ in range(2)])
+
+                def _steady_part_of_forward(self, height, mask):
+                    lengths = mask.sum(dim=1)
+                    table = torch.zeros(2, height)
+                    table[:, : len(lengths)] = self.tables.dim
+                    return table
+
+                def forward(self, hidden_states, encoder_hidden_states, mask):
+                    height = hidden_states.shape[2]
+                    # Positions of the text.
+                    table = once(self._steady_part_of_forward, height, mask)
+                    for layer in self.refiner:
+                        encoder_hidden_states = (once(layer, encoder_hidden_states, table))
+                    return hidden_states + encoder_hidden_states
+            """,
+        ),
     )
 
     def apply(
