@@ -12,7 +12,7 @@ import builtins
 from dataclasses import dataclass
 
 from porter.facts.flow import flow, reads
-from porter.facts.purity import CHANGES
+from porter.facts.purity import CHANGES, READS
 from porter.facts.scope import dotted
 from porter.source.walk import walk
 
@@ -66,9 +66,10 @@ def can_stand_apart(statement: ast.stmt, bound: set[str]) -> bool:
 
 
 def makes_tensors(statement: ast.stmt) -> bool:
-    """Whether a statement calls anything that may make a tensor, rather than a size."""
-    calls = (node.func for node in walk(statement) if isinstance(node, ast.Call))
-    return any(not hasattr(builtins, dotted(function)) for function in calls)
+    """Whether a statement calls anything that may make a tensor, rather than a size or a copy of a dictionary."""
+    calls = [node.func for node in walk(statement) if isinstance(node, ast.Call)]
+    names = (call.attr if isinstance(call, ast.Attribute) else dotted(call) for call in calls)
+    return any(name not in READS | CHANGES and not hasattr(builtins, name) for name in names)
 
 
 def ports_of(body: list[ast.stmt], first: int, count: int, known: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
