@@ -48,7 +48,7 @@ class Case:
     """
 
     pipeline: str
-    steps: tuple[int, int] = (2, 12)
+    steps: tuple[int, int] = (2, 42)
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
 

@@ -79,6 +79,7 @@ def prove(work: Path, python: str, only: list[str] | None) -> None:
 
 def convert(work: Path, only: list[str] | None) -> dict[str, Any]:
     """Write the ports; what was derived for each."""
+    from porter.facts.evidence import as_if_untried
     from porter.model_port import ModelPort, build_model, find_model, is_model, model_names, write_models
     from porter.parity import model_spec
     from porter.source import SourceTree
@@ -88,7 +89,8 @@ def convert(work: Path, only: list[str] | None) -> dict[str, Any]:
     known = set(model_spec.available())
     for name in model_names(tree):
         if name in known and (only is None or name in only) and is_model(tree, name):
-            text, built = build_model(tree, target, find_model(tree, name))
+            with as_if_untried():
+                text, built = build_model(tree, target, find_model(tree, name))
             write_models(work / "ports", [ModelPort(name, name, text)])
             features[name] = {key: vars(feature) for key, feature in built.features.items()}
     return features

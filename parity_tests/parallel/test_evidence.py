@@ -12,6 +12,9 @@ import pytest
 from porter.emit.templates import fill
 from porter.facts import evidence
 from porter.facts.evidence import Feature, state, together
+from porter.model_port import build_model, find_model
+from porter.source import SourceTree
+from porter.targets import get_target
 
 
 @pytest.fixture
@@ -70,3 +73,35 @@ def test_a_plan_that_failed_says_what_went_wrong(monkeypatch):
     assert evidence.disproof("A", "request_batch", Feature("derived", fingerprint="1"), "pipelines") == "no batches"
     assert evidence.disproof("A", "request_batch", Feature("derived", fingerprint="2"), "pipelines") == ""
     assert evidence.disproof("B", "request_batch", Feature("derived", fingerprint="1"), "pipelines") == ""
+    told = state("A", "request_batch", Feature("derived", fingerprint="1"), "pipelines")
+    assert told == "refused: a trial failed: no batches"
+    with evidence.as_if_untried():  # whoever tries again
+        assert state("A", "request_batch", Feature("derived", fingerprint="1"), "pipelines") == "derived"
+
+
+def test_a_trial_that_could_not_be_made_refutes_nothing(monkeypatch):
+    error = "ValueError: heads = 3 cannot be divided by tensor_parallel_size = 2."
+    found = {"A": {"tensor_parallel": {"passed": False, "fingerprint": "1", "error": error}}}
+    monkeypatch.setattr(evidence, "_evidence", lambda kind: found)
+    assert state("A", "tensor_parallel", Feature("derived", fingerprint="1")) == "derived"
+
+
+def test_a_model_that_failed_on_ranks_is_not_taken_for_one_that_stays_whole():
+    failed = "refused: a trial failed: RuntimeError: sizes"
+    assert together({"A": "verified", "B": failed}, True) == failed
+
+
+def test_what_failed_on_ranks_is_not_in_a_port(monkeypatch):
+    tree, target = SourceTree(None), get_target("vllm-omni")
+    model = find_model(tree, "PixArtTransformer2DModel")
+    monkeypatch.setattr(evidence, "_evidence", lambda kind: {})
+    text, built = build_model(tree, target, model)
+    plans = {name: built.features[name].fingerprint for name in ("tensor_parallel", "sequence_parallel")}
+    assert "RowParallelLinear(" in text and "rank_share(" in text
+    failed = {name: {"passed": False, "fingerprint": plan, "error": "sizes."} for name, plan in plans.items()}
+    monkeypatch.setattr(evidence, "_evidence", lambda kind: {model.name: failed})
+    text, built = build_model(tree, target, model)
+    assert "ParallelLinear" not in text and "sequence_parallel" not in text
+    assert built.features["tensor_parallel"].told == "refused: a trial failed: sizes"
+    assert built.features["merged_projections"].told == "refused: a trial failed: that of tensor parallelism"
+    assert built.features["sequence_parallel"].told == "refused: a trial failed: sizes"

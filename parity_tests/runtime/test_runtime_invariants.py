@@ -189,3 +189,34 @@ def test_a_block_that_asks_compiles_into_one_graph(invariants):
         assert torch.equal(result, block(x, text))
     torch._dynamo.reset()
     assert held.results == 1  # of the plain call
+
+
+def test_the_objects_of_the_step_before_are_known_until_something_happens_to_them(invariants):
+    model, text = Counted(), torch.randn(4, 4)
+    held, _ = request(invariants, text=text)
+    for _ in range(3):
+        call(invariants, held, model, text)
+    assert (model.calls, held.hits) == (1, 2)
+    text.add_(1)
+    assert torch.equal(call(invariants, held, model, text), model.linear(text)) and model.calls == 2
+    for changed in (text.detach().t(), torch.randn(4, 4)):
+        text.data = changed
+        assert torch.equal(call(invariants, held, model, text), model.linear(changed))
+
+
+def test_views_made_anew_in_each_step_leave_nothing_behind(invariants):
+    model, text = Counted(), torch.randn(2, 3, 4)
+    held, _ = request(invariants, text=text)
+    for _ in range(10):
+        call(invariants, held, model, text[:1])
+    assert model.calls == 1 and len(held._shortcuts) == 1
+
+
+def test_a_weight_may_be_handed_on(invariants):
+    token, text = nn.Parameter(torch.randn(4)), torch.randn(3, 4)
+    held, _ = request(invariants, text=text)
+    results = [call(invariants, held, torch.add, text, token) for _ in range(2)]
+    assert results[0] is results[1] and torch.equal(results[0], text + token)
+    with torch.no_grad():
+        token.add_(1)
+    assert torch.equal(call(invariants, held, torch.add, text, token), text + token)

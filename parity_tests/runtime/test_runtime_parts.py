@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from diffusers.models import normalization
@@ -135,6 +137,29 @@ def compare_parts(layer: nn.Module, x: torch.Tensor, dtype: torch.dtype) -> None
         whole = layer(x).split(layer.output_partition_sizes, dim=-1)
         scale = max(part.abs().max() for part in separate)
         assert all((mine - its).abs().max() <= 1e-5 * scale for mine, its in zip(whole, separate, strict=True))
+
+
+def test_parts_follow_a_weight_that_moves():
+    layer, x = MergedColumnParallelLinear(8, [4, 6]), torch.randn(3, 8)
+    randomise(layer)
+
+    def same() -> bool:
+        whole = torch.nn.functional.linear(x, layer.weight, layer.bias)
+        return torch.allclose(torch.cat(layer.forward_parts(x), -1), whole)
+
+    with torch.no_grad():
+        assert same()
+        layer.weight.copy_(torch.randn(10, 8))  # in its place
+        assert same()
+        layer.weight.data = torch.randn(10, 8)
+        layer.bias = nn.Parameter(torch.randn(10))
+        assert same()
+        assert layer._views is not None and layer.double()._views is None
+        x = x.double()
+        assert same()
+        twin = copy.deepcopy(layer)
+        twin.weight.zero_()
+        assert same() and not torch.equal(twin.forward_parts(x)[0], layer.forward_parts(x)[0])
 
 
 # --- norms and rotary embedding, against diffusers in float32

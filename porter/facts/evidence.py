@@ -6,14 +6,20 @@ projections are split and where values travel. Another plan, from another diffus
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import textwrap
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 EVIDENCE = Path(__file__).resolve().parent.parent / "parity" / "data" / "features.json"
+# What the reason of a feature begins with that was tried and failed.
+FAILED = "a trial failed: "
 VERIFIED, DERIVED, REFUSED, NOT_APPLICABLE = "verified", "derived", "refused", "not applicable"
 
 
@@ -34,6 +40,11 @@ class Feature:
     without: tuple[str, ...] = ()
 
     @property
+    def failed(self) -> bool:
+        """Whether it is refused for what a trial said."""
+        return self.state == REFUSED and self.reason.startswith(FAILED)
+
+    @property
     def told(self) -> str:
         """The state in words, whatever evidence there is."""
         return self.state if self.state == DERIVED else f"{self.state}: {self.reason}"
@@ -52,19 +63,49 @@ def _evidence(kind: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+_untried: ContextVar[bool] = ContextVar("untried", default=False)
+
+
+@contextlib.contextmanager
+def as_if_untried() -> Iterator[None]:
+    """Let whoever proves features convert what was derived, also where an earlier trial failed."""
+    token = _untried.set(True)
+    try:
+        yield
+    finally:
+        _untried.reset(token)
+
+
 def state(owner: str, name: str, feature: Feature, kind: str = "models") -> str:
-    """``verified``, ``derived``, or why not, for one feature of a class, of a model or of a pipeline (``kind``)."""
+    """``verified``, ``derived``, or why not, for one feature of a class, of a model or of a pipeline (``kind``).
+
+    A plan that was tried and failed is refused, with what went wrong.
+    """
+    feature = proven(owner, name, feature, kind)
     if feature.state != DERIVED:
         return feature.told
     proof = _evidence(kind).get(owner, {}).get(name, {})
     return VERIFIED if proof.get("passed") and proof.get("fingerprint") == feature.fingerprint else DERIVED
 
 
+def proven(owner: str, name: str, feature: Feature, kind: str = "models") -> Feature:
+    """The feature; refused, if its plan was tried and failed."""
+    reason = disproof(owner, name, feature, kind) if feature.state == DERIVED else ""
+    told = f"{FAILED}{textwrap.shorten(reason, 80, placeholder=' ...')}"
+    return Feature(REFUSED, told, feature.fingerprint, feature.without) if reason else feature
+
+
 def disproof(owner: str, name: str, feature: Feature, kind: str = "models") -> str:
-    """What went wrong when the plan of a feature was tried; empty if nothing did, or if nobody tried."""
-    proof = _evidence(kind).get(owner, {}).get(name, {})
-    failed = proof.get("fingerprint") == feature.fingerprint and not proof.get("passed")
-    return str(proof.get("error") or "it gave other results") if failed else ""
+    """What went wrong when the plan of a feature was tried; empty if nothing did, or if nobody tried.
+
+    A ValueError is how a model refuses what it is asked for: its tiny configuration cannot be divided, say, or it does
+    not stand alone. That says nothing about the plan.
+    """
+    proof = None if _untried.get() else _evidence(kind).get(owner, {}).get(name)
+    if proof is None or proof.get("passed") or proof.get("fingerprint") != feature.fingerprint:
+        return ""
+    error = str(proof.get("error") or "it gave other results").rstrip(".")
+    return "" if error.startswith("ValueError: ") else error
 
 
 def tier(features: dict[str, str]) -> str:
@@ -87,8 +128,9 @@ def together(states: dict[str, str], may_stay_whole: bool) -> str:
     """
     refused = [found for found in states.values() if not found.startswith((VERIFIED, DERIVED))]
     left = [found for found in states.values() if found.startswith((VERIFIED, DERIVED))]
+    failed = [found for found in refused if found.startswith(f"{REFUSED}: {FAILED}")]
     if not states:
         return f"{NOT_APPLICABLE}: no model of it is converted"
-    if not left or (refused and not may_stay_whole):
-        return refused[0]
+    if failed or not left or (refused and not may_stay_whole):
+        return (failed or refused)[0]
     return VERIFIED if set(left) == {VERIFIED} else DERIVED

@@ -40,7 +40,7 @@ class Purity:
     def __init__(self, definitions: Iterable[ast.stmt], members: Members) -> None:
         self._members = members
         self._known: dict[int, bool] = {}
-        self._written = _written(definitions)
+        self._written, self._made = _written(definitions)
 
     def of_module(self, built: tuple[Built, ...]) -> bool:
         """Whether calling any of these modules is pure."""
@@ -52,7 +52,7 @@ class Purity:
             return built.origin.startswith(PURE_ROOTS) and not name.startswith(KEEPS_STATE)
         if not isinstance(built.found.node, ast.ClassDef):
             return built.found.name == ACTIVATION
-        forward = find_method(built.found, "forward")
+        forward = find_method(built.found, "forward") or find_method(built.found, "__call__")
         if forward is not None:
             return self.of_function(forward, built.found)
         origins = [built.found.scope.origin(dotted(base)) for base in built.found.node.bases]
@@ -75,7 +75,8 @@ class Purity:
             if isinstance(item, ast.Global | ast.Nonlocal | ast.Yield | ast.YieldFrom | ast.Await | ast.ClassDef):
                 return False
             if isinstance(item, ast.Attribute):
-                if not isinstance(item.ctx, ast.Load) or (item.attr in self._written and dotted(item)):
+                is_own = dotted(item.value) == "self" and item.attr in self._made
+                if not (isinstance(item.ctx, ast.Load) or is_own) or (item.attr in self._written and dotted(item)):
                     return False
             elif isinstance(item, ast.Subscript) and not isinstance(item.ctx, ast.Load):
                 if dotted(item.value).startswith("self."):
@@ -170,15 +171,64 @@ def _is_record(found: Found) -> bool:
     return find_method(found, "__init__") is None and find_method(found, "__new__") is None
 
 
-def _written(definitions: Iterable[ast.stmt]) -> set[str]:
-    """Attributes that are written to outside of constructors: while a model runs, say."""
+def _written(definitions: Iterable[ast.stmt]) -> tuple[set[str], set[str]]:
+    """Attributes that are written to outside of constructors, while a model runs; those that are only made once."""
     found: set[str] = set()
+    once: set[str] = set()
     for definition in definitions:
         functions = definition.body if isinstance(definition, ast.ClassDef) else [definition]
+        made = _made_once(definition) if isinstance(definition, ast.ClassDef) else set()
+        once |= made
         for function in functions:
             if getattr(function, "name", "") in ("__init__", "load_weights"):
                 continue
             for node in walk(function):
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
-                    found.add(node.attr)
-    return found - {"data"}
+                    if dotted(node.value) != "self" or node.attr not in made:
+                        found.add(node.attr)
+    return found - {"data"}, once - found
+
+
+def _made_once(owner: ast.ClassDef) -> set[str]:
+    """Attributes that methods make when they are first asked for, of what the instance was told alone.
+
+    A table that is made in ``if self.table is None:``, and moved to the device of whoever asks. Its values are the same
+    whoever made it, so it changes nothing whether a call did.
+    """
+    found: set[str] = set()
+    strange: set[str] = set()
+    for function in owner.body:
+        if not isinstance(function, ast.FunctionDef) or function.name == "__init__":
+            continue
+        nodes = list(walk(function))
+        settled = _devices(nodes) | {"self", "torch"}
+        guarded = {id(n) for test in nodes if isinstance(test, ast.If) for n in walk(test) if _asks_for(test, n)}
+        for node in nodes:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            for name in (dotted(target) for target in targets if isinstance(target, ast.Attribute)):
+                is_made = isinstance(node, ast.Assign) and id(node) in guarded and _reads(node.value) <= settled
+                (found if is_made else strange).add(name.removeprefix("self."))
+    return found - strange
+
+
+def _asks_for(test: ast.If, node: ast.AST) -> bool:
+    """Whether ``node`` assigns the attribute of which ``test`` asks whether it is there."""
+    if not isinstance(node, ast.Assign) or not isinstance(test.test, ast.Compare):
+        return False
+    is_none = isinstance(test.test.ops[0], ast.Is) and isinstance(test.test.comparators[0], ast.Constant)
+    return is_none and [dotted(target) for target in node.targets] == [dotted(test.test.left)] != [""]
+
+
+def _devices(nodes: list[ast.AST]) -> set[str]:
+    """Local names that stand for where a tensor lies."""
+    given = [n for n in nodes if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)]
+    devices = {n.targets[0].id for n in given if dotted(n.value).endswith(".device")}  # type: ignore[attr-defined]
+    others = {n.targets[0].id for n in given if not dotted(n.value).endswith(".device")}  # type: ignore[attr-defined]
+    return devices - others
+
+
+def _reads(node: ast.expr) -> set[str]:
+    """Names that an expression takes from around it."""
+    names = [n for n in walk(node) if isinstance(n, ast.Name)]
+    bound = {n.id for n in names if isinstance(n.ctx, ast.Store)}
+    return {n.id for n in names} - bound

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 from porter.facts.members import Built, Members
 from porter.facts.purity import Purity
+from porter.facts.runs import Run, can_stand_apart, makes_tensors, ports_of, taken
 from porter.facts.scope import Found, Scope, dotted, find_method
+from porter.source.walk import walk
 
 # How a value fares from step to step: no tensor of the request, the same place, the same value anew, another value.
 NEUTRAL, STEADY, ANEW, VARYING = range(4)
@@ -118,14 +120,15 @@ class SteadyCalls:
     def __init__(self, scope: Scope, definitions: Iterable[ast.stmt]) -> None:
         self.scope, self._members = scope, Members()
         self.purity = Purity(definitions, self._members)
-        self.sites: dict[int, Site] = {}
+        self.sites: dict[int, Site | Run] = {}
         self._frames: list[_Frame] = []
-        self._joined: dict[int, Site] = {}
+        self._joined: dict[int, Site | Run] = {}
+        self._apart: list[ast.FunctionDef] = []
         self._quiet = 0
         self._known: dict[object, Value] = {}
 
-    def of_model(self, name: str) -> list[Site]:
-        """The calls in the forward of the model ``name``, in no order."""
+    def of_model(self, name: str) -> list[Site | Run]:
+        """The calls in the forward of the model ``name``, and the runs of statements that they need, in no order."""
         model = self.scope.find(name)
         forward = find_method(model, "forward") if model is not None and isinstance(model.node, ast.ClassDef) else None
         if forward is None or not isinstance(forward.node, ast.FunctionDef):
@@ -143,7 +146,7 @@ class SteadyCalls:
         if key not in self._known:
             assert isinstance(function.node, ast.FunctionDef)
             self._frames.append(_Frame(function, owner))
-            self._block(function.node.body, env)
+            self._body(function.node.body, env)
             ends = self._frames.pop().ends
             result = ends[0] if ends else Value()
             for end in ends[1:]:
@@ -152,6 +155,60 @@ class SteadyCalls:
         return self._known[key]
 
     # Statements.
+
+    def _body(self, body: list[ast.stmt], env: Env) -> None:
+        """Follow the statements of a function. What a run of them leaves may be held as one result."""
+        at = 0
+        while at < len(body):
+            run = self._run_at(body, at, env)
+            count = run.count if run is not None else 1
+            before = dict(env)
+            self._block(body[at : at + count], env)
+            if run is not None:
+                joins = frozenset({id(body[at])}).union(*(before[name].all_joins for name in run.inputs))
+                self._joined[id(body[at])] = run
+                for name in run.outputs:
+                    if env[name].worst == ANEW:
+                        env[name] = Value(STEADY, joins=joins)
+            at += count
+
+    def _run_at(self, body: list[ast.stmt], first: int, env: Env) -> Run | None:
+        """The longest run of statements from the one at ``first`` that depend on what is steady alone."""
+        frame, own, count = self._frames[-1], dict(env), 0
+        if frame.owner is None or not frame.function.is_own or not any(v.worst == STEADY for v in env.values()):
+            return None
+        bound: set[str] = set()
+        for statement in body[first:]:
+            outside = [env[name] for name in taken(statement, bound) if name in env]
+            if any(v.worst > STEADY or v.modules for v in outside) or not can_stand_apart(statement, bound):
+                break
+            if any(self._reaches_modules(node, own) for node in walk(statement)):
+                break
+            found = set(self.sites)
+            self._statement(statement, own)
+            if self.sites.keys() - found:  # what is held by itself stays by itself
+                self.sites = {key: self.sites[key] for key in found}
+                break
+            bound |= {n.id for n in walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            count += 1
+        if not any(own[name].worst == ANEW for name in bound if name in own):
+            return None
+        if not any(map(makes_tensors, body[first : first + count])):
+            return None
+        inputs, outputs = ports_of(body, first, count, set(env))
+        if not outputs or not any(env[name].worst == STEADY for name in inputs):
+            return None
+        apart = ast.FunctionDef("", _parameters(inputs), body[first : first + count], [], None)
+        self._apart.append(apart)  # what is known of it is known by its identity
+        if not self.purity.of_function(Found(apart, frame.function.scope, is_own=True), frame.owner):
+            return None
+        return Run(frame.owner.name, frame.function.name, first, count, inputs, outputs)
+
+    def _reaches_modules(self, node: ast.AST, env: Env) -> bool:
+        """Whether a node calls a module or goes over modules: such calls are held by themselves."""
+        if isinstance(node, ast.Call):
+            return bool(self._callee(node.func, env)[2])
+        return isinstance(node, ast.For | ast.comprehension) and bool(self._value(node.iter, env).modules)
 
     def _block(self, body: list[ast.stmt], env: Env) -> bool:
         """Follow statements; whether they never reach their end."""
@@ -258,7 +315,8 @@ class SteadyCalls:
                 own = dict(env)
                 for source in node.generators:
                     self._assign(source.target, _element(self._value(source.iter, own), source.iter), own)
-                return Value(_anew(self._value(node.elt, own).worst))
+                found = self._value(node.elt, own)
+                return Value(found.worst, joins=found.all_joins)  # whoever asks looks at the items of a list
             case ast.Call():
                 return self._call(node, env)
             case ast.Lambda() | ast.Constant() | ast.JoinedStr():
@@ -295,19 +353,23 @@ class SteadyCalls:
         if result is not None:
             return result
         if isinstance(node.func, ast.Attribute) and not built and function is None:
-            return self._method(node.func, env, worst)
+            return self._method(node.func, env, worst, values)
         name = dotted(node.func)
-        if name in ("list", "tuple", "enumerate", "zip", "reversed") and given:
-            return Value(worst, given[0].items, tuple(b for value in given for b in value.modules))
+        if name == "zip":
+            return Value(items=tuple(Value(v.worst, modules=v.modules, joins=v.all_joins) for v in given))
+        if name in ("list", "tuple", "enumerate", "reversed") and given:
+            modules = tuple(b for value in given for b in value.modules)
+            return Value(worst, given[0].items, modules, frozenset().union(*(value.all_joins for value in given)))
         return Value(NEUTRAL if name in ("len", "isinstance", "hasattr", "range", "getattr") else _anew(worst))
 
-    def _method(self, function: ast.Attribute, env: Env, worst: int) -> Value:
+    def _method(self, function: ast.Attribute, env: Env, worst: int, given: list[Value]) -> Value:
         """A method of a value, or a function of a module such as ``torch``."""
         owner = self._value(function.value, env)
         if function.attr in MEASURES and owner.worst != NEUTRAL:
             return Value()
         if function.attr in ("append", "extend") and isinstance(function.value, ast.Name):
-            env[function.value.id] = Value(_anew(max(owner.worst, worst)))
+            joins = owner.all_joins.union(*(value.all_joins for value in given))
+            env[function.value.id] = Value(max(owner.worst, worst), joins=joins)
         if function.attr in VIEWS and worst <= STEADY:
             return owner.part()
         return Value(_anew(max(owner.worst, worst, _makes(function))))
@@ -352,7 +414,7 @@ class SteadyCalls:
         for module in built:
             if module.found is None or not isinstance(module.found.node, ast.ClassDef):
                 return None
-            forward = find_method(module.found, "forward")
+            forward = find_method(module.found, "forward") or find_method(module.found, "__call__")
             if forward is None:
                 return None
             targets.append((forward, module.found))
@@ -386,6 +448,10 @@ def changes(name: str) -> bool:
     return not name.startswith(CONDITIONS) and any(word in name for word in CHANGING)
 
 
+def _parameters(names: Iterable[str]) -> ast.arguments:
+    return ast.arguments([], [ast.arg(name) for name in ("self", *names)], None, [], [], None, [])
+
+
 def _anew(level: int) -> int:
     return ANEW if level == STEADY else level
 
@@ -403,9 +469,13 @@ def _held(value: Value) -> Value:
 def _element(value: Value, iterable: ast.expr) -> Value:
     """What a loop hands out of a value."""
     name = dotted(iterable.func) if isinstance(iterable, ast.Call) else ""
+    if name == "zip":
+        return value
+    one = Value(value.worst, modules=value.modules, joins=value.all_joins)
     if name == "enumerate":
-        return Value(items=(Value(), Value(value.worst, modules=value.modules)))
-    return Value(value.worst, modules=value.modules)
+        assert isinstance(iterable, ast.Call)
+        return Value(items=(Value(), _element(value, iterable.args[0]) if iterable.args else one))
+    return one
 
 
 def _arguments(node: ast.FunctionDef) -> list[ast.arg]:

@@ -7,9 +7,11 @@ from typing import Any
 
 import libcst as cst
 
+from porter.facts.runs import Run
 from porter.facts.scope import FileScope
 from porter.facts.steady import Site, SteadyCalls
 from porter.rules.engine import SAME, Rule, code, to_ast, visit
+from porter.rules.model.apart import set_apart
 from porter.source import SourceTree
 
 ONCE = "once"
@@ -24,7 +26,8 @@ class HoistInvariants(Rule):
     their result are left alone (:mod:`porter.facts.purity`). A result is handed out again only for the very tensors,
     never written to since, that it was computed from, so a wrapped call computes what it did, bit for bit.
 
-    It does not look at what a method computes by itself, outside of calls: position tables made of ``arange``, say.
+    What a method computes inline, position tables made of a mask's lengths, say, becomes a method of its own where a
+    held call is given its result (:mod:`porter.facts.runs`); alone it is not worth a line.
     """
 
     name = "hoist-invariants"
@@ -97,6 +100,86 @@ class HoistInvariants(Rule):
                     return hidden_states
             """,
         ),
+        (
+            """
+            class ExampleTables:
+                def __init__(self, dim):
+                    self.dim = dim
+                    self.table = None
+
+                def __call__(self, lengths):
+                    if self.table is None:
+                        self.table = torch.arange(self.dim)
+                    return self.table[lengths]
+
+
+            class ExampleRefiner(nn.Module):
+                def __init__(self, dim):
+                    super().__init__()
+                    self.proj = nn.Linear(dim, dim)
+
+                def forward(self, text, table):
+                    return self.proj(text) + table
+
+
+            class ExampleTransformer2DModel(nn.Module):
+                def __init__(self, dim):
+                    super().__init__()
+                    self.tables = ExampleTables(dim)
+                    self.refiner = nn.ModuleList([ExampleRefiner(dim) for _ in range(2)])
+
+                def forward(self, hidden_states, encoder_hidden_states, mask):
+                    height = hidden_states.shape[2]
+                    # Positions of the text.
+                    lengths = mask.sum(dim=1)
+                    table = torch.zeros(2, height)
+                    table[:, : len(lengths)] = self.tables.dim
+                    for layer in self.refiner:
+                        encoder_hidden_states = (layer(encoder_hidden_states, table))
+                    return hidden_states + encoder_hidden_states
+            """,
+            """
+            class ExampleTables:
+                def __init__(self, dim):
+                    self.dim = dim
+                    self.table = None
+
+                def __call__(self, lengths):
+                    if self.table is None:
+                        self.table = torch.arange(self.dim)
+                    return self.table[lengths]
+
+
+            class ExampleRefiner(nn.Module):
+                def __init__(self, dim):
+                    super().__init__()
+                    self.proj = nn.Linear(dim, dim)
+
+                def forward(self, text, table):
+                    return self.proj(text) + table
+
+
+            class ExampleTransformer2DModel(nn.Module):
+                def __init__(self, dim):
+                    super().__init__()
+                    self.tables = ExampleTables(dim)
+                    self.refiner = nn.ModuleList([ExampleRefiner(dim) for _ in range(2)])
+
+                def _steady_part_of_forward(self, height, mask):
+                    lengths = mask.sum(dim=1)
+                    table = torch.zeros(2, height)
+                    table[:, : len(lengths)] = self.tables.dim
+                    return table
+
+                def forward(self, hidden_states, encoder_hidden_states, mask):
+                    height = hidden_states.shape[2]
+                    # Positions of the text.
+                    table = once(self._steady_part_of_forward, height, mask)
+                    for layer in self.refiner:
+                        encoder_hidden_states = (once(layer, encoder_hidden_states, table))
+                    return hidden_states + encoder_hidden_states
+            """,
+        ),
     )
 
     def apply(
@@ -120,7 +203,7 @@ class HoistInvariants(Rule):
         named = {node.name: node for node in trees if isinstance(node, ast.ClassDef | ast.FunctionDef)}
         if ONCE in named:
             return definitions, []
-        found: dict[str, list[Site]] = {}
+        found: dict[str, list[Site | Run]] = {}
         for site in SteadyCalls(FileScope(tree, named, imports or {}), named.values()).of_model(model):
             found.setdefault(site.definition, []).append(site)
         nodes, changed = list(definitions), []
@@ -128,8 +211,13 @@ class HoistInvariants(Rule):
             sites = found.get(getattr(trees[place], "name", ""), [])
             if sites:
                 lines = [line.encode() for line in code(node).split("\n")]
-                calls = {(site.function, _packed(_segment(lines, site.call))) for site in sites}
+                calls = {
+                    (site.function, _packed(_segment(lines, site.call))) for site in sites if isinstance(site, Site)
+                }
                 nodes[place] = visit(node, _Wrap(calls))
+                runs = [site for site in sites if isinstance(site, Run)]
+                if runs:
+                    nodes[place] = set_apart(nodes[place], runs, ONCE)
                 if nodes[place] is not node:
                     changed.append(place)
         return nodes, changed
@@ -153,7 +241,8 @@ class _Wrap(cst.CSTTransformer):
         return updated
 
     def leave_Call(self, original: cst.Call, updated: cst.Call) -> cst.Call:
-        text = _packed(code(original))
+        bare = original.with_changes(lpar=(), rpar=()) if original.lpar else original  # as ast sees it
+        text = _packed(code(bare))
         if text not in self._texts or (self._functions[-1:] and (self._functions[-1], text) not in self._calls):
             return updated
         return updated.with_changes(func=cst.Name(ONCE), args=[cst.Arg(updated.func, comma=_COMMA), *updated.args])

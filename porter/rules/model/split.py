@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, Feature, fingerprint
+from porter.facts.evidence import DERIVED, FAILED, NOT_APPLICABLE, REFUSED, Feature, fingerprint, proven
 from porter.facts.parallel.sequence import stated_plan
 from porter.facts.tiers import DEEPEST, left_out
 from porter.rules.build import PortedFile
@@ -38,13 +38,18 @@ def split_over_ranks(built: PortedFile, model: Definition, tier: str = DEEPEST) 
     if bound is None and _holds_feed_forward(built):
         bound = FEED_FORWARD[1]
     result = tensor.apply(built.nodes, bound)
-    record_all(built, tensor.name, result.nodes, result.changed)
+    apart = list(result.nodes)
     merging = MergeProjections()
     merged, table = merging.apply(result)
     if table:
         result.plan["merged"] = table
-    built.features["tensor_parallel"] = _feature(result)
+    built.features["tensor_parallel"] = proven(model.name, "tensor_parallel", _feature(result))
     built.features["merged_projections"] = _merged(result, table)
+    if built.features["tensor_parallel"].failed:
+        # What was tried and failed is not in a port.
+        built.features["merged_projections"] = Feature(REFUSED, f"{FAILED}that of tensor parallelism")
+        result, apart, merged = SplitFile(list(built.nodes)), list(built.nodes), []
+    record_all(built, tensor.name, apart, result.changed)
     record_all(built, merging.name, result.nodes, merged)
     built.imports |= result.imports if result.changed else {}
     threaded = ThreadQuantization()
@@ -55,16 +60,21 @@ def split_over_ranks(built: PortedFile, model: Definition, tier: str = DEEPEST) 
         return
     plan = stated_plan(model.node) if isinstance(model.node, ast.ClassDef) else None
     nodes, divided = sequence.translate(result.nodes, model.name, plan) if plan else sequence.apply(result.nodes)
-    record_all(built, sequence.name, nodes, divided)
-    if plan and divided:
+    found = Feature(DERIVED, fingerprint=fingerprint(ast.unparse(plan)) if plan else ATTENTION_LEVEL)
+    found = proven(model.name, "sequence_parallel", found)
+    if divided and found.failed:
+        built.features["sequence_parallel"] = found
+        nodes, divided = result.nodes, []
+    elif plan and divided:
         built.imports |= {name: place for name, place in imports().items() if place[0] == SP_PLAN}
-        built.features["sequence_parallel"] = Feature(DERIVED, fingerprint=fingerprint(ast.unparse(plan)))
+        built.features["sequence_parallel"] = found
     elif divided:
         result.helpers += helpers()
         built.imports |= imports()
-        built.features["sequence_parallel"] = Feature(DERIVED, fingerprint=ATTENTION_LEVEL)
+        built.features["sequence_parallel"] = found
     else:
         built.features["sequence_parallel"] = Feature(REFUSED, "it has no attention layer of the engine")
+    record_all(built, sequence.name, nodes, divided)
     built.nodes[:] = _placed(nodes, result.helpers, bound)
 
 

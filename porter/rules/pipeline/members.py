@@ -6,7 +6,7 @@ from typing import Any
 
 import libcst as cst
 
-from porter.rules.engine import SURFACE, Context, Rule, expression
+from porter.rules.engine import SURFACE, Context, Rule, expression, names_bound, names_read, nodes, visit
 from porter.rules.fold import dotted, flatten, only
 
 HOOKS = ("maybe_free_model_hooks", "remove_all_hooks", "enable_model_cpu_offload", "maybe_adjust_dtype")
@@ -45,20 +45,60 @@ class PipelineMembers(Rule):
 class CacheContext(Rule):
     """Unwrap ``with self.transformer.cache_context("cond"):``.
 
-    The context names the guidance branch for diffusers' own cache hooks, which a port does not have.
+    The context names the guidance branch for diffusers' own cache hooks, which a port does not have. What was computed
+    for nothing but it goes too: a sigma that is read off the schedule in each step, say, makes a GPU wait.
     """
 
     name = "cache-context"
     safety = SURFACE
     VALID = ("with torch.no_grad():\n    x = f(y)\n",)
-    INVALID = (('with self.transformer.cache_context("cond"):\n    x = f(y)\n', "x = f(y)\n"),)
+    INVALID = (
+        ('with self.transformer.cache_context("cond"):\n    x = f(y)\n', "x = f(y)\n"),
+        (
+            """
+            def forward(self, i, x):
+                told = {"sigma": float(self.scheduler.sigmas[i]), "index": i}
+                with self.transformer.cache_context("cond", **told):
+                    return self.transformer(x)
+            """,
+            """
+            def forward(self, i, x):
+                return self.transformer(x)
+            """,
+        ),
+    )
 
     def leave_With(self, ctx: Context, original: cst.With, updated: cst.With) -> Any:
-        context = updated.items[0].item
-        function = dotted(context.func) if isinstance(context, cst.Call) else None
-        if len(updated.items) == 1 and function and function.endswith(".cache_context"):
-            return flatten(updated.body, updated.leading_lines)
-        return updated
+        return flatten(updated.body, updated.leading_lines) if _cache_context(updated) is not None else updated
+
+    def leave_FunctionDef(self, ctx: Context, original: cst.FunctionDef, updated: cst.FunctionDef) -> Any:
+        contexts = [call for node in nodes(original, cst.With) if (call := _cache_context(node)) is not None]
+        told = {name for call in contexts for name in names_read(call)}
+        told -= {p.name.value for p in nodes(updated.params, cst.Param)} | names_read(updated.body) if told else set()
+        return updated.with_changes(body=visit(updated.body, _WithoutTold(told))) if told else updated
+
+
+def _cache_context(node: cst.With) -> cst.Call | None:
+    """The call that makes the context, if that is all that a block is for."""
+    context = node.items[0].item
+    if len(node.items) != 1 or not isinstance(context, cst.Call):
+        return None
+    return context if (dotted(context.func) or "").endswith(".cache_context") else None
+
+
+class _WithoutTold(cst.CSTTransformer):
+    """Removes what binds names that nobody reads, if computing it does nothing else."""
+
+    def __init__(self, names: set[str]) -> None:
+        self._names = names
+
+    def leave_SimpleStatementLine(self, original: cst.SimpleStatementLine, updated: cst.SimpleStatementLine) -> Any:
+        node = only(updated)
+        if not isinstance(node, cst.Assign) or len(node.targets) != 1 or not names_bound(updated) <= self._names:
+            return updated
+        is_name = isinstance(node.targets[0].target, cst.Name)
+        is_plain = all((dotted(call.func) or "") in ("float", "int", "len", "dict") for call in nodes(node, cst.Call))
+        return cst.RemoveFromParent() if is_name and is_plain else updated
 
 
 class StaticHelpers(Rule):

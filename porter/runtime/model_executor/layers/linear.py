@@ -164,6 +164,8 @@ class RowParallelLinear(LinearBase):
 class _FusedLinear(ColumnParallelLinear):
     """Several projections of one input, stacked along the output; each shard id owns a range of rows."""
 
+    _views: tuple[Any, list[tuple[torch.Tensor, torch.Tensor | None]]] | None = None
+
     def forward_parts(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """``x`` (…, input_size) to the outputs of the projections, each (…, its size), without :meth:`forward`'s pair.
 
@@ -174,9 +176,31 @@ class _FusedLinear(ColumnParallelLinear):
         bias = None if self.skip_bias_add else self.bias
         if x.device.type != "cpu":
             return F.linear(x, self.weight, bias).split(self.output_partition_sizes, dim=-1)
-        weights = self.weight.split(self.output_partition_sizes)
+        return tuple([F.linear(x, weight, bias) for weight, bias in self._parts(self.weight, bias)])
+
+    def _parts(self, weight: torch.Tensor, bias: torch.Tensor | None) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """The rows of each projection: views, which are made once for the memory that they lie in."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return self._divided(weight, bias)
+        places = weight.data_ptr(), weight.shape, weight.stride(), bias is not None and bias.data_ptr()
+        if self._views is None or self._views[0] != places:
+            # The views keep the memory, so nothing else comes to lie in the same place.
+            self._views = (places, self._divided(weight, bias))
+        return self._views[1]
+
+    def _divided(
+        self, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        weights = weight.split(self.output_partition_sizes)
         biases = [None] * len(weights) if bias is None else bias.split(self.output_partition_sizes)
-        return tuple(F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        return list(zip(weights, biases, strict=True))
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._views = None  # the weight moves, and its old memory is to be free
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_views": None}
 
     def _set_shards(self, sizes: dict[Hashable, int]) -> None:
         self._shards: dict[Hashable, tuple[int, int]] = {}
