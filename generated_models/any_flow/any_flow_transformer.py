@@ -252,12 +252,12 @@ class AnyFlowCrossAttnProcessor:
         attention_mask: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
         query = attn.to_q(hidden_states)
-        key, value = outputs_of(attn.to_kv, encoder_hidden_states)
+        key, value = once(outputs_of, attn.to_kv, encoder_hidden_states)
 
         if attn.norm_q is not None:
             query = norm_over_ranks(attn.norm_q, query)
         if attn.norm_k is not None:
-            key = norm_over_ranks(attn.norm_k, key)
+            key = once(norm_over_ranks, attn.norm_k, key)
 
         # (B, L, H, D) layout for dispatch_attention_fn.
         query = query.unflatten(2, (attn.heads, -1))
@@ -878,7 +878,7 @@ class AnyFlowTransformer3DModel(nn.Module):
         attention_mask = None
 
         if encoder_hidden_states_image is not None:
-            encoder_hidden_states = torch.concat([encoder_hidden_states_image, encoder_hidden_states], dim=1)
+            encoder_hidden_states = once(torch.concat, [encoder_hidden_states_image, encoder_hidden_states], dim=1)
 
         for block in self.blocks:
             hidden_states = block(hidden_states, encoder_hidden_states, timestep_proj, rotary_emb, attention_mask)

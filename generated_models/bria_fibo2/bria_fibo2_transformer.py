@@ -702,6 +702,27 @@ class BriaFibo2Transformer2DModel(nn.Module):
             batch_size, (height // patch_size) * (width // patch_size), -1
         )
 
+    def _steady_part_of_forward(self, batch_size, device, encoder_attention_mask, encoder_hidden_states):
+        if encoder_attention_mask is not None:
+            text_lengths = encoder_attention_mask.sum(dim=1).tolist()
+        else:
+            text_lengths = [encoder_hidden_states.shape[2]] * batch_size
+        gist_counts = compute_gist_count(
+            text_lengths,
+            min_gist=self.config.min_num_gist_tokens,
+            max_gist=self.config.max_num_gist_tokens,
+            gist_step=self.config.gist_step,
+            min_text_len=self.config.gist_min_text_len,
+            max_text_len=self.config.gist_max_text_len,
+        )
+        num_gist_tokens = max(gist_counts)
+        gist_mask = None
+        if min(gist_counts) < num_gist_tokens:
+            gist_mask = (
+                torch.arange(num_gist_tokens, device=device) < torch.tensor(gist_counts, device=device)[:, None]
+            )
+        return gist_mask, num_gist_tokens
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -774,33 +795,18 @@ class BriaFibo2Transformer2DModel(nn.Module):
 
         # 4. Gist count per prompt from its text length, then the Perceiver turns the first bundle into gist tokens.
         # In a batch, prompts with fewer gist tokens are padded to the largest count and masked out
-        if encoder_attention_mask is not None:
-            text_lengths = encoder_attention_mask.sum(dim=1).tolist()
-        else:
-            text_lengths = [encoder_hidden_states.shape[2]] * batch_size
-        gist_counts = compute_gist_count(
-            text_lengths,
-            min_gist=self.config.min_num_gist_tokens,
-            max_gist=self.config.max_num_gist_tokens,
-            gist_step=self.config.gist_step,
-            min_text_len=self.config.gist_min_text_len,
-            max_text_len=self.config.gist_max_text_len,
+        gist_mask, num_gist_tokens = once(
+            self._steady_part_of_forward, batch_size, device, encoder_attention_mask, encoder_hidden_states
         )
-        num_gist_tokens = max(gist_counts)
-        gist_mask = None
-        if min(gist_counts) < num_gist_tokens:
-            gist_mask = (
-                torch.arange(num_gist_tokens, device=device) < torch.tensor(gist_counts, device=device)[:, None]
-            )
-        gist = self.perceiver(encoder_hidden_states[:, 0], num_gist_tokens, encoder_attention_mask, gist_mask)
-        gist_ids = self.create_coordinate_grid((num_gist_tokens, 1, 1), (1, 0, 0), device).flatten(0, 2)
+        gist = once(self.perceiver, encoder_hidden_states[:, 0], num_gist_tokens, encoder_attention_mask, gist_mask)
+        gist_ids = once(self.create_coordinate_grid, (num_gist_tokens, 1, 1), (1, 0, 0), device).flatten(0, 2)
 
         # 5. One stream: gist tokens first, then the image tokens, then the context tokens, the order Fibo 2.0 was trained
         # with. When the batch pads gist tokens, the gist goes last instead, so the padding ends every row as varlen
         # attention backends expect. Positions come from RoPE, so the order changes nothing but float rounding. The
         # noise mask marks which tokens are noisy
         num_context_tokens = hidden_states.shape[1] - num_image_tokens
-        gist_freqs = self.rope_embedder(gist_ids).unsqueeze(0)
+        gist_freqs = once(self.rope_embedder, gist_ids).unsqueeze(0)
         attention_mask = None
         if gist_mask is None:
             image_start = num_gist_tokens

@@ -223,8 +223,8 @@ class DomainAwareLinear(nn.Module):
             )
         if torch.any((domain_id < 0) | (domain_id >= self.num_domains)):
             raise ValueError(f"Cosmos3 action domain_id must be in [0, {self.num_domains}), got {domain_id.tolist()}.")
-        weight = self.fc(domain_id).view(domain_id.shape[0], self.input_size, self.output_size)
-        bias = self.bias(domain_id).view(domain_id.shape[0], self.output_size)
+        weight = once(self.fc, domain_id).view(domain_id.shape[0], self.input_size, self.output_size)
+        bias = once(self.bias, domain_id).view(domain_id.shape[0], self.output_size)
         if x.ndim == 2:
             return torch.bmm(x.unsqueeze(1), weight).squeeze(1) + bias
         if x.ndim == 3:
@@ -985,7 +985,7 @@ class Cosmos3OmniTransformer(nn.Module):
                 domain_id.reshape(1).expand(len(noisy_idxs))
                 for domain_id, noisy_idxs in zip(action_domain_ids, action_noisy_frame_indexes)
             ]
-            per_noisy_domain_ids = torch.cat(per_noisy_domain_ids, dim=0).to(device=last_hidden_state.device)
+            per_noisy_domain_ids = once(torch.cat, per_noisy_domain_ids, dim=0).to(device=last_hidden_state.device)
             preds_action_packed = self.action_proj_out(
                 last_hidden_state[action_mse_loss_indexes], per_noisy_domain_ids
             )

@@ -2207,7 +2207,6 @@ class Cosmos3OmniPipeline(
                         continue
 
                     self._current_timestep = t
-                    sigma = float(self.scheduler.sigmas[i])
                     timestep = t.item()
 
                     # The transformer projections (proj_in / audio_proj_in) are bf16; cast the per-step

@@ -467,6 +467,32 @@ class ErnieImageTransformer2DModel(nn.Module):
         self.gradient_checkpointing = False
         self._sp_plan = attention_plan(self)
 
+    def _steady_part_of_forward(self, B, Hp, N_img, Tmax, Wp, device, text_lens):
+        text_ids = (
+            torch.cat(
+                [
+                    torch.arange(Tmax, device=device, dtype=torch.float32).view(1, Tmax, 1).expand(B, -1, -1),
+                    torch.zeros((B, Tmax, 2), device=device),
+                ],
+                dim=-1,
+            )
+            if Tmax > 0
+            else torch.zeros((B, 0, 3), device=device)
+        )
+        grid_yx = torch.stack(
+            torch.meshgrid(
+                torch.arange(Hp, device=device, dtype=torch.float32),
+                torch.arange(Wp, device=device, dtype=torch.float32),
+                indexing="ij",
+            ),
+            dim=-1,
+        ).reshape(-1, 2)
+        image_ids = torch.cat(
+            [text_lens.float().view(B, 1, 1).expand(-1, N_img, -1), grid_yx.view(1, N_img, 2).expand(B, -1, -1)],
+            dim=-1,
+        )
+        return image_ids, text_ids
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -514,30 +540,8 @@ class ErnieImageTransformer2DModel(nn.Module):
         S = x.shape[0]
 
         # Position IDs
-        text_ids = (
-            torch.cat(
-                [
-                    torch.arange(Tmax, device=device, dtype=torch.float32).view(1, Tmax, 1).expand(B, -1, -1),
-                    torch.zeros((B, Tmax, 2), device=device),
-                ],
-                dim=-1,
-            )
-            if Tmax > 0
-            else torch.zeros((B, 0, 3), device=device)
-        )
-        grid_yx = torch.stack(
-            torch.meshgrid(
-                torch.arange(Hp, device=device, dtype=torch.float32),
-                torch.arange(Wp, device=device, dtype=torch.float32),
-                indexing="ij",
-            ),
-            dim=-1,
-        ).reshape(-1, 2)
-        image_ids = torch.cat(
-            [text_lens.float().view(B, 1, 1).expand(-1, N_img, -1), grid_yx.view(1, N_img, 2).expand(B, -1, -1)],
-            dim=-1,
-        )
-        rotary_pos_emb = self.pos_embed(torch.cat([image_ids, text_ids], dim=1))
+        image_ids, text_ids = once(self._steady_part_of_forward, B, Hp, N_img, Tmax, Wp, device, text_lens)
+        rotary_pos_emb = once(self.pos_embed, once(torch.cat, [image_ids, text_ids], dim=1))
 
         # Attention mask: True = valid (attend), False = padding (mask out), matches sdpa bool convention
         valid_text = (

@@ -961,6 +961,19 @@ class HiDreamImageTransformer2DModel(nn.Module):
 
         return hidden_states, hidden_states_masks, img_sizes, img_ids
 
+    def _steady_part_of_forward(self, batch_size, encoder_hidden_states, img_ids):
+        txt_ids = torch.zeros(
+            batch_size,
+            encoder_hidden_states[-1].shape[1]
+            + encoder_hidden_states[-2].shape[1]
+            + encoder_hidden_states[0].shape[1],
+            3,
+            device=img_ids.device,
+            dtype=img_ids.dtype,
+        )
+        ids = torch.cat((img_ids, txt_ids), dim=1)
+        return ids
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -1042,17 +1055,8 @@ class HiDreamImageTransformer2DModel(nn.Module):
             encoder_hidden_states_t5 = encoder_hidden_states_t5.view(batch_size, -1, hidden_states.shape[-1])
             encoder_hidden_states.append(encoder_hidden_states_t5)
 
-        txt_ids = torch.zeros(
-            batch_size,
-            encoder_hidden_states[-1].shape[1]
-            + encoder_hidden_states[-2].shape[1]
-            + encoder_hidden_states[0].shape[1],
-            3,
-            device=img_ids.device,
-            dtype=img_ids.dtype,
-        )
-        ids = torch.cat((img_ids, txt_ids), dim=1)
-        image_rotary_emb = self.pe_embedder(ids)
+        ids = once(self._steady_part_of_forward, batch_size, encoder_hidden_states, img_ids)
+        image_rotary_emb = once(self.pe_embedder, ids)
 
         # 2. Blocks
         block_id = 0

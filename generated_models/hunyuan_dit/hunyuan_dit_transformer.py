@@ -520,7 +520,7 @@ class HunyuanAttention2(nn.Module):
         if encoder_hidden_states is None:
             encoder_hidden_states = hidden_states
 
-        key, value = outputs_of(self.to_kv, encoder_hidden_states)
+        key, value = once(outputs_of, self.to_kv, encoder_hidden_states)
 
         inner_dim = key.shape[-1]
         head_dim = inner_dim // self.heads
@@ -533,7 +533,7 @@ class HunyuanAttention2(nn.Module):
         if self.norm_q is not None:
             query = self.norm_q(query)
         if self.norm_k is not None:
-            key = self.norm_k(key)
+            key = once(self.norm_k, key)
 
         # Apply RoPE if needed
         if image_rotary_emb is not None:
@@ -907,6 +907,26 @@ class HunyuanDiT2DModel(nn.Module):
         self.proj_out = nn.Linear(self.inner_dim, patch_size * patch_size * self.out_channels, bias=True)
         self._sp_plan = attention_plan(self)
 
+    def _steady_part_of_forward(
+        self,
+        batch_size,
+        encoder_hidden_states,
+        encoder_hidden_states_t5,
+        sequence_length,
+        text_embedding_mask,
+        text_embedding_mask_t5,
+    ):
+        encoder_hidden_states_t5 = encoder_hidden_states_t5.view(batch_size, sequence_length, -1)
+
+        encoder_hidden_states = torch.cat([encoder_hidden_states, encoder_hidden_states_t5], dim=1)
+        text_embedding_mask = torch.cat([text_embedding_mask, text_embedding_mask_t5], dim=-1)
+        text_embedding_mask = text_embedding_mask.unsqueeze(2).bool()
+
+        encoder_hidden_states = torch.where(text_embedding_mask, encoder_hidden_states, self.text_embedding_padding)
+
+        skips = []
+        return encoder_hidden_states, skips
+
     def forward(
         self,
         hidden_states,
@@ -968,15 +988,15 @@ class HunyuanDiT2DModel(nn.Module):
         encoder_hidden_states_t5 = once(
             self.text_embedder, encoder_hidden_states_t5.view(-1, encoder_hidden_states_t5.shape[-1])
         )
-        encoder_hidden_states_t5 = encoder_hidden_states_t5.view(batch_size, sequence_length, -1)
-
-        encoder_hidden_states = torch.cat([encoder_hidden_states, encoder_hidden_states_t5], dim=1)
-        text_embedding_mask = torch.cat([text_embedding_mask, text_embedding_mask_t5], dim=-1)
-        text_embedding_mask = text_embedding_mask.unsqueeze(2).bool()
-
-        encoder_hidden_states = torch.where(text_embedding_mask, encoder_hidden_states, self.text_embedding_padding)
-
-        skips = []
+        encoder_hidden_states, skips = once(
+            self._steady_part_of_forward,
+            batch_size,
+            encoder_hidden_states,
+            encoder_hidden_states_t5,
+            sequence_length,
+            text_embedding_mask,
+            text_embedding_mask_t5,
+        )
         for layer, block in enumerate(self.blocks):
             if layer > self.config.num_layers // 2:
                 if controlnet_block_samples is not None:

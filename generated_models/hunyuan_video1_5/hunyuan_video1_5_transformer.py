@@ -315,10 +315,10 @@ class HunyuanVideo15IndividualTokenRefinerCrossAttention(nn.Module):
         )
 
         if attention_mask is not None:
-            attention_mask = self.prepare_attention_mask(attention_mask, sequence_length, batch_size)
+            attention_mask = once(self.prepare_attention_mask, attention_mask, sequence_length, batch_size)
             # scaled_dot_product_attention expects attention_mask shape to be
             # (batch, heads, source_length, target_length)
-            attention_mask = rank_heads(attention_mask, batch_size, self.heads).view(
+            attention_mask = once(rank_heads, attention_mask, batch_size, self.heads).view(
                 batch_size, self.heads, -1, attention_mask.shape[-1]
             )
 
@@ -502,12 +502,7 @@ class HunyuanVideo15IndividualTokenRefiner(nn.Module):
             ]
         )
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        temb: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-    ) -> None:
+    def _steady_part_of_forward(self, attention_mask, hidden_states):
         self_attn_mask = None
         if attention_mask is not None:
             batch_size = attention_mask.shape[0]
@@ -516,6 +511,15 @@ class HunyuanVideo15IndividualTokenRefiner(nn.Module):
             self_attn_mask_1 = attention_mask.view(batch_size, 1, 1, seq_len).repeat(1, 1, seq_len, 1)
             self_attn_mask_2 = self_attn_mask_1.transpose(2, 3)
             self_attn_mask = (self_attn_mask_1 & self_attn_mask_2).bool()
+        return self_attn_mask
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        temb: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> None:
+        self_attn_mask = once(self._steady_part_of_forward, attention_mask, hidden_states)
 
         for block in self.refiner_blocks:
             hidden_states = block(hidden_states, temb, self_attn_mask)

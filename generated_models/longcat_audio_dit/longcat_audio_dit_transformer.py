@@ -433,11 +433,11 @@ class AudioDiTCrossAttnProcessor:
     ) -> torch.Tensor:
         batch_size = hidden_states.shape[0]
         query = attn.to_q(hidden_states)
-        key, value = outputs_of(attn.to_kv, encoder_hidden_states)
+        key, value = once(outputs_of, attn.to_kv, encoder_hidden_states)
 
         if attn.qk_norm:
             query = norm_over_ranks(attn.q_norm, query)
-            key = norm_over_ranks(attn.k_norm, key)
+            key = once(norm_over_ranks, attn.k_norm, key)
 
         head_dim = attn.inner_dim // attn.heads
         query = query.view(batch_size, -1, attn.heads, head_dim)
@@ -447,7 +447,7 @@ class AudioDiTCrossAttnProcessor:
         if audio_rotary_emb is not None:
             query = _apply_rotary_emb(query, audio_rotary_emb)
         if prompt_rotary_emb is not None:
-            key = _apply_rotary_emb(key, prompt_rotary_emb)
+            key = once(_apply_rotary_emb, key, prompt_rotary_emb)
 
         hidden_states = attn.attn(query, key, value, attn_metadata=AttentionMetadata(attn_mask=attention_mask))
         if post_attention_mask is not None:

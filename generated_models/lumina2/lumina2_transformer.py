@@ -350,15 +350,9 @@ class Lumina2RotaryPosEmbed(nn.Module):
             result.append(torch.gather(freqs.unsqueeze(0).repeat(index.shape[0], 1, 1), dim=1, index=index))
         return torch.cat(result, dim=-1).to(device)
 
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[int], list[int]]:
-        batch_size, channels, height, width = hidden_states.shape
-        p = self.patch_size
-        post_patch_height, post_patch_width = height // p, width // p
-        image_seq_len = post_patch_height * post_patch_width
-        device = hidden_states.device
-
+    def _steady_part_of_forward(
+        self, attention_mask, batch_size, device, image_seq_len, post_patch_height, post_patch_width
+    ):
         encoder_seq_len = attention_mask.shape[1]
         l_effective_cap_len = attention_mask.sum(dim=1).tolist()
         seq_lengths = [cap_seq_len + image_seq_len for cap_seq_len in l_effective_cap_len]
@@ -402,6 +396,26 @@ class Lumina2RotaryPosEmbed(nn.Module):
         for i, (cap_seq_len, seq_len) in enumerate(zip(l_effective_cap_len, seq_lengths)):
             cap_freqs_cis[i, :cap_seq_len] = freqs_cis[i, :cap_seq_len]
             img_freqs_cis[i, :image_seq_len] = freqs_cis[i, cap_seq_len:seq_len]
+        return cap_freqs_cis, freqs_cis, img_freqs_cis, l_effective_cap_len, seq_lengths
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[int], list[int]]:
+        batch_size, channels, height, width = hidden_states.shape
+        p = self.patch_size
+        post_patch_height, post_patch_width = height // p, width // p
+        image_seq_len = post_patch_height * post_patch_width
+        device = hidden_states.device
+
+        cap_freqs_cis, freqs_cis, img_freqs_cis, l_effective_cap_len, seq_lengths = once(
+            self._steady_part_of_forward,
+            attention_mask,
+            batch_size,
+            device,
+            image_seq_len,
+            post_patch_height,
+            post_patch_width,
+        )
 
         # image patch embeddings
         hidden_states = (
@@ -638,7 +652,7 @@ class Lumina2Transformer2DModel(nn.Module):
 
         # 2. Context & noise refinement
         for layer in self.context_refiner:
-            encoder_hidden_states = layer(encoder_hidden_states, encoder_attention_mask, context_rotary_emb)
+            encoder_hidden_states = once(layer, encoder_hidden_states, encoder_attention_mask, context_rotary_emb)
 
         for layer in self.noise_refiner:
             hidden_states = layer(hidden_states, None, noise_rotary_emb, temb)

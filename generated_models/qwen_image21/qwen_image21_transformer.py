@@ -995,6 +995,21 @@ class QwenImage21Transformer2DModel(nn.Module):
         target_token_mask[image_positions[-block_lengths[-1] :]] = True
         return image_ids, target_token_mask
 
+    def _steady_part_of_forward(self, batch_size, encoder_hidden_states, img_mask, img_shapes):
+        repeats = torch.where(img_mask, _IMG_TOKENS_PER_SLOT, 1)[0]
+        image_pad_mask = torch.repeat_interleave(img_mask[0], repeats)
+
+        target_tokens = math.prod(img_shapes[0][-1])
+        joint_hidden_states = torch.cat(
+            [
+                encoder_hidden_states,
+                encoder_hidden_states.new_zeros(batch_size, target_tokens // 4, encoder_hidden_states.shape[2]),
+            ],
+            dim=1,
+        )
+        joint_hidden_states = joint_hidden_states.repeat_interleave(repeats, dim=1)
+        return image_pad_mask, joint_hidden_states
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -1059,22 +1074,13 @@ class QwenImage21Transformer2DModel(nn.Module):
 
         # Each vision-language image slot stands for 2x2 latent tokens, so expand those positions four-fold and drop
         # the actual latents into them. Samples share a layout, hence the single row.
-        repeats = torch.where(img_mask, _IMG_TOKENS_PER_SLOT, 1)[0]
-        image_pad_mask = torch.repeat_interleave(img_mask[0], repeats)
-
-        target_tokens = math.prod(img_shapes[0][-1])
-        joint_hidden_states = torch.cat(
-            [
-                encoder_hidden_states,
-                encoder_hidden_states.new_zeros(batch_size, target_tokens // 4, encoder_hidden_states.shape[2]),
-            ],
-            dim=1,
+        image_pad_mask, joint_hidden_states = once(
+            self._steady_part_of_forward, batch_size, encoder_hidden_states, img_mask, img_shapes
         )
-        joint_hidden_states = joint_hidden_states.repeat_interleave(repeats, dim=1)
         joint_hidden_states[:, image_pad_mask] = hidden_states
 
         rotary_emb = self.pos_embed(img_shapes[0], image_pad_mask, device=hidden_states.device)
-        image_ids, target_token_mask = self.build_token_metadata(image_pad_mask, img_shapes[0])
+        image_ids, target_token_mask = once(self.build_token_metadata, image_pad_mask, img_shapes[0])
 
         timestep = timestep.to(hidden_states.dtype)
         if self.config.causal_condition:

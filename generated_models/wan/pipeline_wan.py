@@ -679,7 +679,6 @@ class WanPipeline(
         prompt_embeds = state.extra["prompt_embeds"]
         attention_kwargs = state.extra["attention_kwargs"]
         negative_prompt_embeds = state.extra["negative_prompt_embeds"]
-        i = state.step_index
         t = state.timesteps[state.step_index]
 
         self._current_timestep = t
@@ -701,12 +700,6 @@ class WanPipeline(
             timestep = temp_ts.unsqueeze(0).expand(latents.shape[0], -1)
         else:
             timestep = t.expand(latents.shape[0])
-
-        cache_context_kwargs = {
-            "step_index": i,
-            "sigma": float(self.scheduler.sigmas[i]),
-            "num_inference_steps": self._num_timesteps,
-        }
         positive_kwargs = dict(
             current_model=current_model,
             hidden_states=latent_model_input,

@@ -815,8 +815,12 @@ class ZImageTransformer2DModel(nn.Module):
 
         for image, cap_feat in zip(all_image, all_cap_feats):
             # Caption
-            cap_out, cap_pos_ids, cap_pad_mask, cap_len, _ = self._pad_with_ids(
-                cap_feat, (len(cap_feat) + (-len(cap_feat)) % SEQ_MULTI_OF, 1, 1), (1, 0, 0), device
+            cap_out, cap_pos_ids, cap_pad_mask, cap_len, _ = once(
+                self._pad_with_ids,
+                cap_feat,
+                (len(cap_feat) + (-len(cap_feat)) % SEQ_MULTI_OF, 1, 1),
+                (1, 0, 0),
+                device,
             )
             all_cap_out.append(cap_out)
             all_cap_pos_ids.append(cap_pos_ids)
@@ -886,9 +890,9 @@ class ZImageTransformer2DModel(nn.Module):
                 cap_end_pos.append(cap_cu_len)
                 cap_cu_len += 2  # for image vae and siglip tokens
 
-            all_cap_out.append(torch.cat(cap_feats_list, dim=0))
-            all_cap_pos_ids.append(torch.cat(cap_pos_list, dim=0))
-            all_cap_pad_mask.append(torch.cat(cap_mask_list, dim=0))
+            all_cap_out.append(once(torch.cat, cap_feats_list, dim=0))
+            all_cap_pos_ids.append(once(torch.cat, cap_pos_list, dim=0))
+            all_cap_pad_mask.append(once(torch.cat, cap_mask_list, dim=0))
             all_cap_len.append(cap_lens)
             all_cap_noise_mask.append(cap_noise)
 
@@ -961,9 +965,9 @@ class ZImageTransformer2DModel(nn.Module):
                     sig_lens.append(sig_len)
                     sig_noise.extend(sig_nm)
 
-                all_sig_out.append(torch.cat(sig_feats_list, dim=0))
-                all_sig_pos_ids.append(torch.cat(sig_pos_list, dim=0))
-                all_sig_pad_mask.append(torch.cat(sig_mask_list, dim=0))
+                all_sig_out.append(once(torch.cat, sig_feats_list, dim=0))
+                all_sig_pos_ids.append(once(torch.cat, sig_pos_list, dim=0))
+                all_sig_pad_mask.append(once(torch.cat, sig_mask_list, dim=0))
                 all_sig_len.append(sig_lens)
                 all_sig_noise_mask.append(sig_noise)
 
@@ -1220,20 +1224,27 @@ class ZImageTransformer2DModel(nn.Module):
 
         # Cap embed & refine
         cap_seqlens = [len(ci) for ci in cap_feats]
-        cap_feats = self.cap_embedder(torch.cat(cap_feats, dim=0))  # embed
-        cap_feats, cap_freqs, cap_mask, _, _ = self._prepare_sequence(
-            list(cap_feats.split(cap_seqlens, dim=0)), cap_pos_ids, cap_pad_mask, self.cap_pad_token, None, device
+        cap_feats = once(self.cap_embedder, once(torch.cat, cap_feats, dim=0))  # embed
+        cap_feats, cap_freqs, cap_mask, _, _ = once(
+            self._prepare_sequence,
+            list(cap_feats.split(cap_seqlens, dim=0)),
+            cap_pos_ids,
+            cap_pad_mask,
+            self.cap_pad_token,
+            None,
+            device,
         )
 
         for layer in self.context_refiner:
-            cap_feats = layer(cap_feats, cap_mask, cap_freqs)
+            cap_feats = once(layer, cap_feats, cap_mask, cap_freqs)
 
         # Siglip embed & refine
         siglip_seqlens = siglip_freqs = None
         if omni_mode and siglip_feats[0] is not None and self.siglip_embedder is not None:
             siglip_seqlens = [len(si) for si in siglip_feats]
             siglip_feats = once(self.siglip_embedder, once(torch.cat, siglip_feats, dim=0))  # embed
-            siglip_feats, siglip_freqs, siglip_mask, _, _ = self._prepare_sequence(
+            siglip_feats, siglip_freqs, siglip_mask, _, _ = once(
+                self._prepare_sequence,
                 list(siglip_feats.split(siglip_seqlens, dim=0)),
                 siglip_pos_ids,
                 siglip_pad_mask,
@@ -1243,7 +1254,7 @@ class ZImageTransformer2DModel(nn.Module):
             )
 
             for layer in self.siglip_refiner:
-                siglip_feats = layer(siglip_feats, siglip_mask, siglip_freqs)
+                siglip_feats = once(layer, siglip_feats, siglip_mask, siglip_freqs)
 
         # Unified sequence
         unified, unified_freqs, unified_mask, unified_noise_tensor = self._build_unified_sequence(
