@@ -158,7 +158,11 @@ def test_a_call_that_would_be_long_is_compared_up_to_its_first_large_tensor(monk
 
 def test_half_precision_is_tried_by_default_and_shows_what_single_precision_hides(monkeypatch, run_against):
     monkeypatch.setattr(run, "all_calls", lambda *_: [run.Case(name="plain")])
-    assert [case.name for case in run_against(cases=None).cases] == ["plain", "half precision"]
+    assert [case.name for case in run_against(cases=None).cases] == [
+        "plain",
+        "half precision",
+        "half precision, float16",
+    ]
 
     def doctor(pipeline):
         up = pipeline.transformer.transformer_blocks[0].ff.net[0]
@@ -171,7 +175,16 @@ def test_half_precision_is_tried_by_default_and_shows_what_single_precision_hide
         up.forward = forward
 
     report = run_against(doctor, cases=None)
-    assert [case.passed for case in report.cases] == [True, False] and report.verdict == "differs"
+    assert [case.passed for case in report.cases] == [True, False, False] and report.verdict == "differs"
+
+
+def test_a_component_in_training_mode_is_seen_whatever_its_rate_of_dropout(run_against):
+    def doctor(pipeline):
+        pipeline.transformer.norm_out.register_module("dropout", torch.nn.Dropout(0.0))
+        pipeline.transformer.train()
+
+    report = run_against(doctor)
+    assert report.verdict == "differs" and "1 in training mode: transformer" in report.reason
 
 
 def test_a_case_in_another_dtype_has_sides_of_its_own(run_against):

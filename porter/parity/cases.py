@@ -105,10 +105,15 @@ def build_cases(
 
 
 def half_cases(cases: Iterable[Case]) -> list[Case]:
-    """Some of the cases once more, with weights in half precision."""
+    """Some of the cases once more, with weights in half precision; the plain one in both kinds of it.
+
+    A type that is written down where that of another value was meant shows in the kind that it is not.
+    """
     names = {name: f"{HALF}, {name}" for name in _IN_HALF} | {"plain": HALF}
-    chosen = (case for case in cases if case.name in names and not case.dtype)
-    return [case.model_copy(update={"name": names[case.name], "dtype": "bfloat16"}) for case in chosen]
+    chosen = [case for case in cases if case.name in names and not case.dtype]
+    found = [case.model_copy(update={"name": names[case.name], "dtype": "bfloat16"}) for case in chosen]
+    other = {"name": f"{HALF}, float16", "dtype": "float16"}
+    return found + [case.model_copy(update=other) for case in chosen if case.name == "plain"]
 
 
 class _Builder:
