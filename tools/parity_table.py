@@ -141,10 +141,11 @@ COLUMNS = {
     "batch": ("two prompts",),
     "prompts": ("untidy", "negative", "embeddings"),
     "guidance": ("guidance",),
-    "sizes": ("taller", "wider"),
+    "sizes": ("taller", "wider", "odd", "half a position", "long strip", "inputs of unlike"),
     "output types": ("output",),
     "per prompt": ("two per prompt",),
-    "strength": ("half",),
+    "strength": ("half strength",),
+    "half precision": ("half precision",),
     "defaults": ("defaults", "all defaults"),
     "others": ("",),
 }
