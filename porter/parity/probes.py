@@ -41,7 +41,7 @@ class _Noting(ast.NodeTransformer):
     def __init__(self, module: str) -> None:
         self.module = module
 
-    def generic_visit(self, node: _Node) -> _Node:  # type: ignore[override]
+    def generic_visit(self, node: _Node) -> _Node:
         super().generic_visit(node)
         for name in ("body", "orelse", "finalbody"):
             held = getattr(node, name, None)
@@ -53,6 +53,6 @@ class _Noting(ast.NodeTransformer):
         docstring = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
         if docstring or isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
             return [statement]
-        where = [ast.Constant(self.module), ast.Constant(statement.lineno)]
+        where: list[ast.expr] = [ast.Constant(self.module), ast.Constant(statement.lineno)]
         call = ast.Expr(ast.Call(ast.Name(Probes.NAME, ast.Load()), where, []))
         return [ast.copy_location(call, statement), statement]
