@@ -28,14 +28,15 @@ PIPELINES = (
     "FluxPipeline",
     "StableDiffusion3Pipeline",
     "WanPipeline",
+    "LTXPipeline",
     "ZImagePipeline",
     "ChromaPipeline",
     "AuraFlowPipeline",
-    "PixArtSigmaPipeline",
     "SanaPipeline",
     "Lumina2Pipeline",
     "CogView4Pipeline",
     "LattePipeline",
+    "HunyuanDiTPipeline",
     "StableAudioPipeline",
 )
 BUGS = {

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "porter" / "parity" / "data" / "results.json"
 MEASURED = RESULTS.with_name("measured.json")
 TABLE = ROOT / "docs" / "parity.md"
+_GOOD = ("parity", "begun", "rejected alike")
 
 
 def main() -> None:
@@ -41,6 +42,7 @@ def main() -> None:
 
     converter = Converter(SourceTree(), get_target("porter"))
     results: dict[str, Any] = json.loads(args.results.read_text()) if args.results.is_file() else {}
+    name_begun(results)
     live = live_pipelines(converter.tree)
     have = set(available())
     # What the bar is about comes first.
@@ -77,6 +79,14 @@ def untested(tree: Any, results: dict[str, Any]) -> str:
     return f"{head}| pipeline | converts | left as it was |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
+def name_begun(results: dict[str, Any]) -> None:
+    """Give calls that were stopped on purpose their own verdict, where results are from before there was one."""
+    for result in results.values():
+        for case in result.get("cases", {}).values():
+            if case.pop("stopped", False) and case["verdict"] == "parity":
+                case["verdict"] = "begun"
+
+
 def _held(result: dict[str, Any] | None, cases: list[str] | None) -> bool:
     if result is None:
         return False
@@ -103,8 +113,6 @@ def compare(converter: Any, name: str, cases: list[str] | None, details: Path | 
     found: dict[str, Any] = {"verdict": report.verdict, "reason": _line(report.reason), "cases": {}}
     for case in report.cases:
         held: dict[str, Any] = {"verdict": case.verdict, "largest_difference": case.largest_difference}
-        if case.stopped:
-            held["stopped"] = True
         if case.verdict == "rejected alike":
             held["error"] = _line(case.reference_error)
         elif not case.passed:
@@ -133,10 +141,11 @@ COLUMNS = {
     "batch": ("two prompts",),
     "prompts": ("untidy", "negative", "embeddings"),
     "guidance": ("guidance",),
-    "sizes": ("taller", "wider"),
+    "sizes": ("taller", "wider", "odd", "half a position", "long strip", "inputs of unlike"),
     "output types": ("output",),
     "per prompt": ("two per prompt",),
-    "strength": ("half",),
+    "strength": ("half strength",),
+    "half precision": ("half precision",),
     "defaults": ("defaults", "all defaults"),
     "others": ("",),
 }
@@ -159,6 +168,7 @@ def table(results: dict[str, Any], version: str) -> str:
     cases = [case for result in results.values() for case in result.get("cases", {}).values()]
     alike = sum(case["verdict"] == "rejected alike" for case in cases)
     equal = sum(case["verdict"] == "parity" for case in cases)
+    begun = sum(case["verdict"] == "begun" for case in cases)
     unfinished = [r for r in transformer if r["verdict"] == "parity" and not r.get("complete")]
     return (
         "# Parity\n\n"
@@ -168,8 +178,8 @@ def table(results: dict[str, Any], version: str) -> str:
         f"Others (\\*): {_reached(other)} of {len(other)}.\n"
         + (f"{len(unfinished)} more transformer pipelines are at 0 in those that were run.\n" if unfinished else "")
         + f"Where a component stands in for one that cannot be had (`porter/parity/stand_ins.py`), the spec names it.\n"
-        f"{len(cases)} calls: {equal} at difference 0, {alike} that diffusers refuses and the port refuses in the "
-        f"same words, {len(cases) - equal - alike} that differ.\n\n"
+        f"{len(cases)} calls: {equal} at difference 0, {begun} at 0 as far as they were begun, {alike} that diffusers "
+        f"refuses\nand the port refuses in the same words, {len(cases) - equal - begun - alike} that differ.\n\n"
         "A cell is the largest difference of the calls of that kind; `refused n` counts those that both refuse, "
         "`begun n` those\nthat were compared up to their first large tensor only, as they take sizes that diffusers "
         "chooses; – means that the\npipeline has no such call.\n\n"
@@ -187,13 +197,13 @@ def _reached(results: Iterable[dict[str, Any]]) -> int:
 def _cell(held: list[dict[str, Any]]) -> str:
     computed = [case["largest_difference"] for case in held if case["verdict"] != "rejected alike"]
     refused = len(held) - len(computed)
-    failed = any(case["verdict"] not in ("parity", "rejected alike") for case in held)
+    failed = any(case["verdict"] not in _GOOD for case in held)
     parts = []
     if computed:
         worst = max(computed)
         shown = "differs" if failed and (math.isinf(worst) or not worst) else f"{worst:.3g}"
         parts.append(f"**{shown}**" if failed else shown)
-    if begun := sum(case.get("stopped", False) for case in held):
+    if begun := sum(case["verdict"] == "begun" for case in held):
         parts.append(f"begun {begun}")
     if refused:
         parts.append(f"refused {refused}")
@@ -203,7 +213,7 @@ def _cell(held: list[dict[str, Any]]) -> str:
 def _reasons(result: dict[str, Any]) -> list[str]:
     texts = [f"{result['verdict']}: {result['reason']}"] if result.get("reason") else []
     for case, held in result.get("cases", {}).items():
-        if held["verdict"] not in ("parity", "rejected alike"):
+        if held["verdict"] not in _GOOD:
             where = held.get("first_difference") or "no output"
             error = f" ({held['error']})" if held.get("error") else ""
             texts.append(f"{case}: {held['verdict']} at {where}{error}")

@@ -57,6 +57,25 @@ def test_a_negative_argument_comes_with_guidance():
     assert case.changes["true_cfg_scale"] > 1 and case.changes["negative_prompt"]
 
 
+def test_guidance_that_leaves_out_layers_leaves_some_out_in_some_steps():
+    def skipping(
+        self,
+        prompt=None,
+        num_inference_steps=28,
+        guidance_scale=7.0,
+        skip_guidance_layers: list[int] = None,  # noqa: RUF013 - as diffusers writes it
+        skip_layer_guidance_scale: float = 2.8,
+        skip_layer_guidance_stop: float = 0.2,
+    ):
+        """As a pipeline's."""
+
+    found = {case.name: case.changes for case in argument_cases(skipping, {**INPUTS, "num_inference_steps": 2})}
+    layers, scale = found["another skip_guidance_layers"], found["another skip_layer_guidance_scale"]
+    assert layers["skip_guidance_layers"] == scale["skip_guidance_layers"] == [0] and layers["guidance_scale"] > 1
+    assert layers["skip_layer_guidance_stop"] == 1.0 and layers["num_inference_steps"] == 5
+    assert scale["skip_layer_guidance_scale"] == 1.4
+
+
 def test_what_the_port_drops_is_not_tried():
     names = [case.name for case in argument_cases(call, INPUTS, dropped=("clip_skip",))]
     assert "another clip_skip" not in names and "another sigmas" in names

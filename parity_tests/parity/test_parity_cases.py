@@ -1,4 +1,4 @@
-from porter.parity.cases import Case, build_cases
+from porter.parity.cases import Case, build_cases, half_cases
 from porter.parity.recipes import decode
 
 INPUTS = {
@@ -40,6 +40,7 @@ def test_the_cases_of_an_image_pipeline():
         "two prompts",
         "two prompts, two inputs",
         "two prompts, a generator each",
+        "inputs of unlike sizes",
         "untidy prompt",
         "guidance on",
         "guidance omitted",
@@ -57,6 +58,27 @@ def test_the_cases_of_an_image_pipeline():
         "defaults",
         "all defaults",
     ]
+
+
+def test_pictures_of_unlike_sizes():
+    image = INPUTS["image"]
+    [one, two] = decode(by_name()["inputs of unlike sizes"].recipe(INPUTS))["image"]
+    assert (one.size, two.size) == ((8, 8), (12, 8))
+    several = {**INPUTS, "image": [image, image, image]}
+    sizes = [item.size for item in decode(by_name(several)["inputs of unlike sizes"].recipe(several))["image"]]
+    assert sizes == [(8, 8), (8, 8), (12, 8)]
+    assert "inputs of unlike sizes" not in by_name({"prompt": "dog"})
+
+
+def test_half_precision_is_tried_in_some_calls():
+    dtypes = {case.name: case.dtype for case in half_cases(by_name().values())}
+    assert dtypes == {
+        "half precision": "bfloat16",
+        "half precision, two prompts": "bfloat16",
+        "half precision, guidance on": "bfloat16",
+        "half precision, wider": "bfloat16",
+        "half precision, float16": "float16",
+    }
 
 
 def test_no_case_repeats_another():

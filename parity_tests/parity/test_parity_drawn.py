@@ -40,6 +40,15 @@ def test_the_same_seed_draws_the_same_calls_of_every_kind():
     assert any(isinstance(recipe["prompt"], list) and isinstance(recipe["generator"], list) for recipe in recipes)
 
 
+def test_dtypes_are_drawn_where_there_are_some_and_taken_back_where_they_do_not_matter():
+    seen = []
+    draw_cases(call, INPUTS, runner(lambda recipe: False, seen), 60, dtypes=["bfloat16", "float16"])
+    assert {case.dtype for case in seen} == {"", "bfloat16", "float16"}
+    drawn = Case(name="drawn", changes={"height": 64}, dtype="bfloat16")
+    assert shrink(drawn, runner(lambda recipe: recipe["height"] == 64, []))[1].dtype == ""
+    assert "dtype='bfloat16'" in snippet("FluxPipeline", drawn)
+
+
 def test_a_failing_call_is_made_as_small_as_it_can_be():
     result, case = draw_cases(call, INPUTS, runner(lambda recipe: recipe["num_inference_steps"] == 3, []), 60)
     assert not result.passed

@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from porter.parity.mutants import KNOWN_BUGS, MUTATORS, apply, find_mutants
-from porter.parity.mutants.equivalents import known, reason_for
+from porter.parity.mutants.equivalents import known, proof, reason_for
 
 SOURCE = b'''
 """A module: 1 + 2."""
@@ -106,3 +106,27 @@ def test_an_equivalent_fault_needs_a_reason():
     for entry in known():
         assert len(entry.reason) > 40, f"{entry.module} {entry.before}: say why nothing can show"
     assert not reason_for(FOUND[0])
+
+
+ROWS = b"""
+def forward(self, size, mask, number):
+    rows = size.view(1, -1).to(torch.int32)
+    if number:
+        mask = mask.unsqueeze(0)
+    size = torch.tensor([size])
+    rows = rows.repeat(number, 1)
+    mask = mask.repeat(number, 1)
+    size = size.repeat(number, 1)
+    size = size.repeat(number, 1)
+    return size.unsqueeze(0).repeat(number, 1, 1) + mask[None].repeat(number, 1) + mask[0].repeat(number, 1)
+"""
+
+
+def test_a_repeated_row_is_proven_to_be_one_from_the_source_alone():
+    planted = [fault for fault in find_mutants(ROWS, "rows") if fault.mutator == "repeated-in-another-order"]
+    proven = {fault.before: bool(proof(fault, ROWS)) for fault in planted}
+    assert proven.pop("size.unsqueeze(0).repeat(number, 1, 1)") and proven.pop("mask[None].repeat(number, 1)")
+    assert proven.pop("rows.repeat(number, 1)")
+    assert not proven.pop("mask.repeat(number, 1)"), "it was made in a branch"
+    assert not proven.pop("mask[0].repeat(number, 1)")
+    assert [bool(proof(fault, ROWS)) for fault in planted if fault.before.startswith("size.rep")] == [True, False]

@@ -65,8 +65,9 @@ def test_a_missing_sigma_shift_is_seen_at_the_timesteps(run_against):
 
 
 def test_a_run_can_stop_before_its_first_prediction(run_against):
-    [case] = run_against(cases=["all defaults"]).cases
-    assert case.passed and case.stages[-1].stage == "transformer[0]"
+    [plain, case] = run_against(cases=["plain", "all defaults"]).cases
+    assert plain.verdict == "parity"
+    assert case.verdict == "begun" and case.passed and case.stages[-1].stage == "transformer[0]"
     assert not any(stage.stage.startswith(("vae", "output")) for stage in case.stages)
 
     def doctor(pipeline):
@@ -148,13 +149,20 @@ def test_embeddings_replace_prompts(run_against):
 def test_a_call_that_would_be_long_is_compared_up_to_its_first_large_tensor(monkeypatch, run_against):
     monkeypatch.setattr(capture, "_LARGE", 100)
     report = run_against()
-    assert report.passed and report.cases[0].stopped
-    assert report.cases[0].stages[-1].stage == "transformer[0]"
+    assert report.cases[0].stopped and report.cases[0].stages[-1].stage == "transformer[0]"
+    assert report.cases[0].verdict == "begun"
+    # Nothing was compared to its end, and that is no parity.
+    assert report.verdict == "begun" and report.exit_code == 1 and "no call was compared to its end" in report.reason
+    assert '<span class="dim">begun</span>' in html.render(report)
 
 
 def test_half_precision_is_tried_by_default_and_shows_what_single_precision_hides(monkeypatch, run_against):
     monkeypatch.setattr(run, "all_calls", lambda *_: [run.Case(name="plain")])
-    assert [case.name for case in run_against(cases=None).cases] == ["plain", "half precision"]
+    assert [case.name for case in run_against(cases=None).cases] == [
+        "plain",
+        "half precision",
+        "half precision, float16",
+    ]
 
     def doctor(pipeline):
         up = pipeline.transformer.transformer_blocks[0].ff.net[0]
@@ -167,7 +175,55 @@ def test_half_precision_is_tried_by_default_and_shows_what_single_precision_hide
         up.forward = forward
 
     report = run_against(doctor, cases=None)
-    assert [case.passed for case in report.cases] == [True, False] and report.verdict == "differs"
+    assert [case.passed for case in report.cases] == [True, False, False] and report.verdict == "differs"
+
+
+def test_a_component_in_training_mode_is_seen_whatever_its_rate_of_dropout(run_against):
+    def doctor(pipeline):
+        pipeline.transformer.norm_out.register_module("dropout", torch.nn.Dropout(0.0))
+        pipeline.transformer.train()
+
+    report = run_against(doctor)
+    assert report.verdict == "differs" and "1 in training mode: transformer" in report.reason
+
+
+def test_a_case_in_another_dtype_has_sides_of_its_own(run_against):
+    case = run.Case(name="narrow", dtype="bfloat16")
+    report = run_against(cases=["plain", "narrow"], extra_cases=[case])
+    assert [case.verdict for case in report.cases] == ["parity", "parity"]
+    assert "bfloat16" in report.cases[1].description
+
+    def doctor(pipeline):
+        if pipeline.transformer.dtype == torch.bfloat16:
+            pipeline.vae.config.scaling_factor = 2.0
+
+    report = run_against(doctor, cases=["plain", "narrow"], extra_cases=[case])
+    assert [case.passed for case in report.cases] == [True, False]
+
+
+def test_a_dtype_that_only_the_port_does_not_load_is_no_parity(run_against):
+    def doctor(pipeline):
+        if pipeline.transformer.dtype == torch.bfloat16:
+            raise TypeError("no kernel")
+
+    case = run.Case(name="narrow", dtype="bfloat16")
+    report = run_against(doctor, cases=["plain", "narrow"], extra_cases=[case])
+    assert report.verdict == "differs" and report.cases[1].port_error == "no kernel"
+
+
+def test_what_a_call_leaves_behind_shows_when_the_first_is_made_again(run_against):
+    def doctor(pipeline):
+        original, calls = pipeline.prepare_latents, []
+
+        def prepare(*args, **kwargs):
+            calls.append(1)
+            latents, ids = original(*args, **kwargs)
+            return latents * (1 if len(calls) < 2 else 2), ids
+
+        pipeline.prepare_latents = prepare
+
+    report = run_against(doctor, cases=["plain", "plain again"])
+    assert [(case.name, case.passed) for case in report.cases] == [("plain", True), ("plain again", False)]
 
 
 def test_a_reference_that_wavers_is_no_pass(monkeypatch, run_against):

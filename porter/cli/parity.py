@@ -69,10 +69,13 @@ def parity(
     if stream and (draw or engine != "porter"):
         raise Failure("--stream goes with porter's own engine, and not with --draw, which takes both sides at once")
     check_dtype(dtype)
-    _start(engine, verbose)
-    names = _names(name, models_dir)
-    check_device(device)
-    hush_libraries()
+    from porter.parity.imports import uncollected
+
+    with uncollected():
+        _start(engine, verbose)
+        names = _names(name, models_dir)
+        check_device(device)
+        hush_libraries()
     if not verbose:
         hush_warnings()
     if mutate:

@@ -51,12 +51,24 @@ def _company(name: str, parameters: Collection[str], inputs: Mapping[str, Any]) 
     """What makes an argument count: guidance and a prompt for a negative one, an untidy prompt for cleaning."""
     if "clean" in name and isinstance(inputs.get("prompt"), str):
         return {"prompt": UNTIDY_PROMPT}
-    if not name.startswith("negative_"):
+    layers = _about_layers(name)
+    if not name.startswith("negative_") and not layers:
         return {}
     changes: dict[str, Any] = {scale: 3.5 for scale in GUIDANCE if scale in parameters}
+    if layers:  # some layers left out, up to the last step
+        about = [each for each in parameters if _about_layers(each) and each != name]
+        changes |= {each: [0] for each in about if each.endswith("_layers")}
+        changes |= {each: 1.0 for each in about if each.endswith("_stop")}
+        steps = inputs.get("num_inference_steps")
+        changes |= {"num_inference_steps": steps + 3} if isinstance(steps, int) else {}
     if "negative_prompt" in parameters and isinstance(inputs.get("prompt"), str):
         changes["negative_prompt"] = inputs.get("negative_prompt") or "bad quality"
     return changes
+
+
+def _about_layers(name: str) -> bool:
+    """Whether an argument says which layers guidance leaves out, how much, or in which steps."""
+    return "layer" in name and "guidance" in name
 
 
 def _another(name: str, held: Any, annotation: str) -> Any:
@@ -69,6 +81,8 @@ def _another(name: str, held: Any, annotation: str) -> Any:
         return held / 2 if held >= 0.5 else held + 0.25
     if held is None and name.endswith("attention_kwargs"):
         return {"scale": 0.5}
+    if held is None and _about_layers(name) and "list[int]" in annotation.lower():
+        return [0]
     if held is None:
         return _SCHEDULES.get(name) or _of_kind(name, annotation)
     if isinstance(held, (tuple, dict)) and _is_pair(held):

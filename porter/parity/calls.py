@@ -25,6 +25,8 @@ def all_calls(
 ) -> list[Case]:
     """The cases of a pipeline: from its signature, from its spec, from what the reference computes, and ``extra``.
 
+    The last one repeats the first.
+
     Args:
         reference: diffusers; it is run up to its first prediction, and left as it was.
         spec: of the pipeline.
@@ -40,7 +42,8 @@ def all_calls(
     own += [case for case in (embeddings, latents) if case is not None]
     own += argument_cases(call, spec.inputs, dropped)
     own += hard_cases(call, spec.inputs, embeddings, tensors, _patch(reference))
-    return build_cases(call, spec.inputs, default_size(reference), [*own, *extra])
+    cases = build_cases(call, spec.inputs, default_size(reference), [*own, *extra])
+    return [*cases, Case(name="plain again", again=True)]
 
 
 def default_size(reference: Reference) -> tuple[int, int] | None:

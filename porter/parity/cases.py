@@ -20,6 +20,9 @@ SECOND_PROMPT = "a cat on a mat, in red and blue"
 GUIDANCE = ("guidance_scale", "true_cfg_scale")
 _OTHER_GUIDANCE = ("prior_guidance_scale", "decoder_guidance_scale", "audio_guidance_scale")
 _ON, _OFF = 3.5, 1.0
+HALF = "half precision"
+# The calls that are tried in half precision too: where a value is widened or not shows only there.
+_IN_HALF = ("plain", "two prompts", "guidance on", "wider", "long prompt")
 
 # What bounds the cost of a call stays, whatever else is left out.
 COST = re.compile(
@@ -38,6 +41,10 @@ class Case(BaseModel):
     """Arguments left out."""
     first_call_only: bool = False
     """Whether the run ends before the first prediction, whose arguments are compared: for calls that would be long."""
+    dtype: str = ""
+    """Of the weights on both sides; empty: that of the run."""
+    again: bool = False
+    """Whether the call was made before: what a request leaves behind shows at the next."""
 
     def recipe(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe of the whole call."""
@@ -51,6 +58,10 @@ class Case(BaseModel):
             parts.append("without " + ", ".join(self.omitted))
         if self.first_call_only:
             parts.append("up to the first prediction")
+        if self.dtype:
+            parts.append(f"weights in {self.dtype}")
+        if self.again:
+            parts.append("once more, after all others")
         return ", ".join(parts) or "the call as it is"
 
 
@@ -74,6 +85,7 @@ def build_cases(
     candidates = [
         Case(name="plain"),
         *build.batches(),
+        *build.unlike(),
         *build.untidy(),
         *build.guidance(),
         *build.sizes(),
@@ -87,9 +99,21 @@ def build_cases(
     ]
     unique: dict[str, Case] = {}
     for case in candidates:
-        key = repr((sorted(case.recipe(inputs).items()), case.first_call_only))
+        key = repr((sorted(case.recipe(inputs).items()), case.first_call_only, case.dtype))
         unique.setdefault(key, case)
     return list(unique.values())
+
+
+def half_cases(cases: Iterable[Case]) -> list[Case]:
+    """Some of the cases once more, with weights in half precision; the plain one in both kinds of it.
+
+    A type that is written down where that of another value was meant shows in the kind that it is not.
+    """
+    names = {name: f"{HALF}, {name}" for name in _IN_HALF} | {"plain": HALF}
+    chosen = [case for case in cases if case.name in names and not case.dtype]
+    found = [case.model_copy(update={"name": names[case.name], "dtype": "bfloat16"}) for case in chosen]
+    other = {"name": f"{HALF}, float16", "dtype": "float16"}
+    return found + [case.model_copy(update=other) for case in chosen if case.name == "plain"]
 
 
 class _Builder:
@@ -121,6 +145,11 @@ class _Builder:
             each = {"generator": [{"$generator": 1}, {"$generator": 2}]}
             cases.append(Case(name="two prompts, a generator each", changes={**changes, **each}))
         return cases
+
+    def unlike(self) -> list[Case]:
+        """Two pictures of unlike sizes in one call."""
+        changes = {name: pair for name, value in self.inputs.items() if (pair := _unlike(value)) is not None}
+        return [Case(name="inputs of unlike sizes", changes=changes)] if changes else []
 
     def untidy(self) -> list[Case]:
         """A prompt that a cleaning step would change: spaces, an entity, quotes, capitals, a broken encoding."""
@@ -202,6 +231,19 @@ class _Builder:
         omitted = set(self.minimal(required).omitted)
         omitted |= {name for name in self.inputs if COST.fullmatch(name) and name != "generator"} - required
         return Case(name="all defaults", omitted=sorted(omitted), first_call_only=True)
+
+
+def _unlike(value: Any) -> Any:
+    """The recipe of pictures as this one, or as these, the last of them wider; None if it is none."""
+    pictures = value if isinstance(value, list) else [value, value]
+    if len(pictures) < 2 or not all(
+        isinstance(item, dict) and isinstance(item.get("$image"), dict) for item in pictures
+    ):
+        return None
+    last = pictures[-1]["$image"]
+    width, height = last["size"]
+    changed = {"$image": {**last, "size": [width + width // 2, height], "seed": last.get("seed", 0) + 1}}
+    return [*pictures[:-1], changed]
 
 
 def _twice(value: Any) -> Any:

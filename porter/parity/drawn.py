@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pprint
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +33,13 @@ def draw_cases(
     count: int,
     seed: int = 0,
     seconds: float = SECONDS,
+    dtypes: Sequence[str] = (),
 ) -> tuple[CaseResult | None, Case | None]:
     """Try ``count`` drawn calls; the smallest that fails with its result, (None, None) if none does.
 
     Drawn are sizes, steps, guidance, number and length of prompts, outputs and generators per prompt, kind of output,
-    and which optional arguments are left out. Same arguments, same calls, as many of them as there is time for.
+    dtype of the weights, and which optional arguments are left out. Same arguments, same calls, as many of them as
+    there is time for.
 
     Args:
         call: the pipeline's ``__call__``.
@@ -46,6 +48,7 @@ def draw_cases(
         count: how many calls.
         seed: of the draw.
         seconds: after which no further call is begun; making a failing one smaller has as long again.
+        dtypes: of the weights, besides that of the run.
 
     Raises:
         SpecError: Hypothesis is not installed.
@@ -65,7 +68,7 @@ def draw_cases(
         suppress_health_check=list(hypothesis.HealthCheck),
         phases=[hypothesis.Phase.generate],  # its own way of making smaller takes hundreds of calls
     )
-    @hypothesis.given(case_strategy(call, inputs))
+    @hypothesis.given(case_strategy(call, inputs, dtypes))
     def attempt(case: Case) -> None:
         if time.monotonic() < end and fails(run(case)):
             failed.append(case)
@@ -91,6 +94,9 @@ def computes_nothing(result: CaseResult) -> bool:
 def shrink(case: Case, run: Callable[[Case], CaseResult], seconds: float = SECONDS) -> tuple[CaseResult, Case]:
     """Take back one change after the other as long as the call fails: at most one run a change, while there is time."""
     end = time.monotonic() + seconds
+    if case.dtype:
+        smaller = case.model_copy(update={"dtype": ""})
+        case = smaller if time.monotonic() < end and fails(run(smaller)) else case
     for name in [*case.omitted, *case.changes]:
         changes = {key: value for key, value in case.changes.items() if key != name}
         smaller = case.model_copy(update={"changes": changes, "omitted": [key for key in case.omitted if key != name]})
@@ -99,7 +105,9 @@ def shrink(case: Case, run: Callable[[Case], CaseResult], seconds: float = SECON
     return run(case), case
 
 
-def case_strategy(call: Callable[..., Any], inputs: Mapping[str, Any]) -> SearchStrategy[Case]:
+def case_strategy(
+    call: Callable[..., Any], inputs: Mapping[str, Any], dtypes: Sequence[str] = ()
+) -> SearchStrategy[Case]:
     """Cases of a pipeline; the simplest is the plain call."""
     from hypothesis import strategies
 
@@ -114,8 +122,10 @@ def case_strategy(call: Callable[..., Any], inputs: Mapping[str, Any]) -> Search
             choices[name] = strategies.sampled_from([_SAME, *values])
     prompts = strategies.lists(strategies.sampled_from(_TEXTS), max_size=2)
     each = strategies.booleans()
+    # Half of the calls are in the dtype of the run: a difference there is the plainer find.
+    kinds = strategies.sampled_from([*[""] * max(len(dtypes), 1), *dtypes])
 
-    def build(chosen: dict[str, Any], texts: list[str], a_generator_each: bool) -> Case:
+    def build(chosen: dict[str, Any], texts: list[str], a_generator_each: bool, dtype: str) -> Case:
         changes = {name: value for name, value in chosen.items() if value is not _SAME and value is not _LEFT}
         omitted = sorted(name for name, value in chosen.items() if value is _LEFT)
         if texts and isinstance(inputs.get("prompt"), str):
@@ -125,9 +135,9 @@ def case_strategy(call: Callable[..., Any], inputs: Mapping[str, Any]) -> Search
             outputs *= changes[name] if PER_PROMPT.fullmatch(name) else 1
         if a_generator_each and "generator" in parameters:
             changes["generator"] = [{"$generator": number} for number in range(outputs)]
-        return Case(name="drawn", changes=changes, omitted=omitted)
+        return Case(name="drawn", changes=changes, omitted=omitted, dtype=dtype)
 
-    return strategies.builds(build, strategies.fixed_dictionaries(choices), prompts, each)
+    return strategies.builds(build, strategies.fixed_dictionaries(choices), prompts, each, kinds)
 
 
 def _values(name: str, inputs: Mapping[str, Any]) -> list[Any]:
@@ -157,6 +167,7 @@ def _values(name: str, inputs: Mapping[str, Any]) -> list[Any]:
 def snippet(pipeline: str, case: Case) -> str:
     """Python that runs a case again and prints what differs."""
     changes = pprint.pformat(case.changes, width=100, sort_dicts=False)
+    dtype = f", dtype={case.dtype!r}" if case.dtype else ""
     return "\n".join(
         [
             "from porter.parity import run_parity",
@@ -164,7 +175,7 @@ def snippet(pipeline: str, case: Case) -> str:
             "from porter.parity.report import print_report",
             "",
             f"changes = {changes}",
-            f"case = Case(name={case.name!r}, changes=changes, omitted={case.omitted!r})",
+            f"case = Case(name={case.name!r}, changes=changes, omitted={case.omitted!r}{dtype})",
             f"print_report(run_parity({pipeline!r}, cases=[case.name], extra_cases=[case]), verbose=True)",
         ]
     )

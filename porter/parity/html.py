@@ -24,6 +24,7 @@ img { image-rendering: pixelated; border: 1px solid #ccc; max-width: 20rem; }
 details { margin: .3rem 0; } summary { cursor: pointer; }
 """
 _GOOD = frozenset({"parity", "rejected alike", "equal", "within gate"})
+_NEITHER = frozenset({"begun", "unobserved"})
 
 
 def render(report: ParityReport) -> str:
@@ -122,5 +123,5 @@ def _row(tag: str, *cells: str) -> str:
 
 
 def _verdict(verdict: str) -> str:
-    kind = "good" if verdict in _GOOD else "dim" if verdict == "unobserved" else "bad"
+    kind = "good" if verdict in _GOOD else "dim" if verdict in _NEITHER else "bad"
     return f'<span class="{kind}">{escape(verdict)}</span>'

@@ -21,27 +21,27 @@ from porter.parity import checkpoint as checkpoints
 from porter.parity import spec as specs
 from porter.parity.calls import all_calls
 from porter.parity.capture import Capture, stage_methods
-from porter.parity.cases import Case
+from porter.parity.cases import Case, half_cases
 from porter.parity.compare import compare, first_difference
 from porter.parity.mutants import Edit, Mutant, apply, find_mutants
-from porter.parity.mutants.equivalents import reason_for
+from porter.parity.mutants.equivalents import proof, reason_for
 from porter.parity.mutants.faults import Inapplicable
 from porter.parity.mutation_report import MutantResult, MutationReport
-from porter.parity.planted import Workshop, traced
+from porter.parity.planted import Workshop
 from porter.parity.recipes import decode
 from porter.parity.run import load_tensors, threads_set
 from porter.parity.sides import Port, Reference, rejection, restored, small_areas
 from porter.parity.turns import can_take_turns, in_turns, same_leaves
 from porter.parity.weight_check import check_weights
 
-_SECONDS = 20
+# A fault is given up as endless after this many seconds of the processor, and as many times what the port takes.
+_LEAST_SECONDS = 5.0
+_TIMES = 3
 _TURNS = "requests in turns"
 _HELPER = '__import__("porter.parity.mutants.faults", fromlist=["faults"])'
 _UNUSED = f"{_HELPER}.Unused()"
 _NOT_USED = "no case uses the value: one that raises when it is used changes nothing"
 _CHECK_EVERY = 25
-# What is tried in half precision of that which single precision hides.
-_IN_HALF = ("plain", "two prompts", "guidance on", "wider", "long prompt")
 
 
 def run_mutation(
@@ -72,7 +72,8 @@ def run_mutation(
     started = time.perf_counter()
     with threads_set(1), tempfile.TemporaryDirectory(prefix="porter-mutation-") as scratch:
         folder = checkpoints.build(name, Path(scratch) / name, 0, root)
-        bench = Bench(folder, specs.read(name, root), models_dir, "float32", extra_cases)
+        spec = specs.read(name, root)
+        bench = Bench(folder, spec, models_dir, "float32", extra_cases)
         mutants, unreached = bench.sites()
         chosen = choose(mutants, count, f"{seed}:{name}")
         results = bench.judge(chosen)
@@ -84,16 +85,28 @@ def run_mutation(
         for index in survivors:  # what single precision hides, half precision may show
             results[index] = bench.explain(chosen[index], results[index])
         left = [index for index in survivors if results[index].verdict == "survived" and _is_about_types(chosen[index])]
-        if left:
-            with contextlib.suppress(ValueError):
-                half = Bench(folder, specs.read(name, root), models_dir, "bfloat16", extra_cases, _IN_HALF)
-                half.sites()
-                for index, result in zip(left, half.judge([chosen[index] for index in left])):
-                    if result.verdict != "survived":
-                        results[index] = result.model_copy(update={"case": f"{result.case} (bfloat16)"})
+        for index, seen in _in_half_precision([chosen[index] for index in left], folder, spec, models_dir).items():
+            results[left[index]] = seen
     report.mutants = results
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _in_half_precision(
+    mutants: Sequence[Mutant], folder: Path, spec: specs.Spec, models_dir: str | Path | None
+) -> dict[int, MutantResult]:
+    """What the calls in half precision show, by the number of the fault; nothing where diffusers does not run so."""
+    found: dict[int, MutantResult] = {}
+    for dtype in ("bfloat16", "float16"):
+        left = [index for index in range(len(mutants)) if index not in found]
+        if not left:
+            break
+        with contextlib.suppress(ValueError):
+            half = Bench(folder, spec, models_dir, dtype)
+            half.sites()
+            judged = zip(left, half.judge([mutants[index] for index in left]), strict=True)
+            found |= {index: result for index, result in judged if result.caught}
+    return found
 
 
 def again(report: MutationReport, *, models_dir: str | Path | None = None) -> MutationReport:
@@ -117,6 +130,10 @@ def again(report: MutationReport, *, models_dir: str | Path | None = None) -> Mu
                 result = bench.explain(mutant, result) if result.verdict == "survived" else result
             if result.verdict != "survived" or mutant is not None:  # else nothing is planted there any more
                 kept.append(result)
+        left = [n for n, r in enumerate(kept) if r.verdict == "survived" and _is_about_types(found[r.place])]
+        typed = [found[kept[number].place] for number in left]
+        for index, seen in _in_half_precision(typed, folder, bench.spec, models_dir).items():
+            kept[left[index]] = seen
         report.mutants = kept
     return report
 
@@ -146,14 +163,14 @@ class Bench:
         models_dir: str | Path | None,
         dtype: str,
         extra: Sequence[Case] = (),
-        only: Collection[str] = (),
     ) -> None:
         self.reference = Reference(folder, "cpu", getattr(torch, dtype))
         self.spec, self.tensors = spec, load_tensors(spec)
         self.workshop = Workshop(folder, models_dir, dtype)
         dropped = getattr(self.workshop.omni.pipeline, "dropped_arguments", ())
         self.cases = all_calls(self.reference, spec, self.tensors, extra, dropped)
-        self.cases = [case for case in self.cases if not only or case.name in only]
+        if dtype != "float32":  # what a comparison tries in half precision
+            self.cases = [case for case in half_cases(self.cases) if case.dtype == dtype]
         self.methods = stage_methods(self.reference.pipeline) & stage_methods(self.workshop.omni.pipeline)
         self.recipes = {case.name: case.recipe(spec.inputs) for case in self.cases}
         self.captures: dict[str, Capture] = {}
@@ -163,17 +180,26 @@ class Bench:
                 with restored(self.reference.pipeline, dict(self.initial)):
                     self.captures[case.name] = self._run(self.reference, case)
         self.turns = self._turn_calls()
+        self.limit = 60.0
+        """Seconds of the processor after which a fault counts as endless."""
         self.reach: dict[str, set[tuple[str, int]]] = {}
         """The lines (module, number) of the port that each case runs; under "" those that loading runs."""
 
     def _run(self, side: Any, case: Case) -> Capture:
-        return side.run(decode(self.recipes[case.name], self.tensors), self.methods, case.first_call_only)
+        def run() -> Capture:
+            seen: Capture = side.run(decode(self.recipes[case.name], self.tensors), self.methods, case.first_call_only)
+            return seen
+
+        if case.again:
+            run()
+        return run()
 
     def _turn_calls(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Recipes of requests to take turns, and what the reference made of each alone."""
         plain = dict(self.spec.inputs)
         steps = plain.get("num_inference_steps")
-        if not isinstance(steps, int) or self.captures["plain"].error or self.captures["plain"].stopped:
+        alone = self.captures.get("plain")
+        if alone is None or not isinstance(steps, int) or alone.error or alone.stopped:
             return []
         longer = Case(name="longer", changes={"num_inference_steps": steps + 2})
         self.recipes["longer"] = longer.recipe(plain)
@@ -181,7 +207,7 @@ class Bench:
             other = self._run(self.reference, longer)
         if other.error or other.stopped:
             return []
-        outputs = [_output(self.captures["plain"]), _output(other)]
+        outputs = [_output(alone), _output(other)]
         return list(zip((self.recipes["plain"], self.recipes["longer"]), outputs, strict=True))
 
     def sites(self) -> tuple[list[Mutant], int]:
@@ -190,16 +216,19 @@ class Bench:
         Raises:
             ValueError: the port without faults does not pass.
         """
-        first = next(iter(self.workshop.modules))
+        seen: set[tuple[str, int]] = set()
+        started = time.process_time()
         for case in [*self.cases, None]:  # each on a port of its own: what one call keeps, the next does not compute
             label = case.name if case else _TURNS
-            with contextlib.ExitStack() as stack:
-                with traced(self.workshop, self.reach, ""):
-                    port = stack.enter_context(self.workshop.planted(first, self.workshop.source(first)))
-                with traced(self.workshop, self.reach, label):
-                    stage = self._differs(port, case)
+            seen.clear()
+            with self.workshop.watched(seen) as port:
+                self.reach.setdefault("", set()).update(seen)
+                seen.clear()
+                stage = self._differs(port, case)
+            self.reach[label] = set(seen)
             if stage:
                 raise ValueError(f"the port is not at parity, so no fault can be told: {label}: {stage}")
+        self.limit = _LEAST_SECONDS + _TIMES * (time.process_time() - started)
         reached = set().union(*self.reach.values())
         found = [m for name in self.workshop.modules for m in find_mutants(self.workshop.source(name), name)]
         kept = [m for m in found if not m.lines or any((m.module, line) in reached for line in m.lines)]
@@ -257,18 +286,18 @@ class Bench:
 
     def attempt(self, mutant: Mutant, source: bytes | None = None) -> MutantResult:
         """Plant one fault and run the cases that reach it, until one differs."""
-        started = time.perf_counter()
+        started = time.process_time()
         if source is None:
             source = apply(self.workshop.source(mutant.module), mutant.edits)
         result = MutantResult.of(mutant)
         try:
-            with _time_limit(_SECONDS * 3):
+            with _time_limit(self.limit):
                 result.verdict, result.case, result.stage = self._verdict(mutant, source)
         except Inapplicable as error:
             result.verdict, result.reason = "unreached", str(error)
         except _TooLong:
             result.verdict, result.case, result.stage = "killed", "", "does not end"
-        result.seconds = round(time.perf_counter() - started, 3)
+        result.seconds = round(time.process_time() - started, 3)
         return result
 
     def _verdict(self, mutant: Mutant, source: bytes) -> tuple[Any, str, str]:
@@ -332,7 +361,7 @@ class Bench:
             if self.attempt(mutant, poisoned).verdict == "survived":
                 result.verdict, result.reason = "unreached", _NOT_USED
                 return result
-        reason = reason_for(mutant)
+        reason = proof(mutant, source) or reason_for(mutant)
         if mutant.bug and not mutant.is_default:
             places = places[:1]
         elif not reason:
@@ -366,14 +395,16 @@ class _TooLong(BaseException):
 
 
 @contextlib.contextmanager
-def _time_limit(seconds: int) -> Iterator[None]:
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise ``_TooLong`` after this much time of the processor; how busy the machine is must not decide."""
+
     def stop(*_: Any) -> None:
         raise _TooLong
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)

@@ -14,13 +14,11 @@ from typing import Any
 import torch
 
 from porter.parity.port_files import digest, siblings
+from porter.parity.probes import Probes
 from porter.parity.sides import Port, align_module
 from porter.runtime.diffusion.model_loader.diffusers_loader import DiffusersPipelineLoader
 from porter.runtime.diffusion.registry import ModelRegistry
 from porter.runtime.entrypoints.omni import Omni
-
-# A function that ran as often without anything new being seen anywhere is not watched on: watching is slow.
-_CALLS = 8
 
 
 class Workshop:
@@ -41,6 +39,7 @@ class Workshop:
         self.modules = self._needed(port)
         """Source files of the port by the name of their module, what is imported first."""
         self._codes: dict[str, CodeType] = {}
+        self._probes: Probes | None = None
         self._components: dict[str, Any] = {}
 
     def _needed(self, port: ModuleType) -> dict[str, Path]:
@@ -65,13 +64,14 @@ class Workshop:
         return digest(self._file)
 
     @contextlib.contextmanager
-    def planted(self, module: str | None = None, source: bytes = b"") -> Iterator[Port]:
+    def planted(self, module: str | None = None, source: bytes | None = None) -> Iterator[Port]:
         """The port with ``source`` in the place of ``module``, loaded afresh; the modules stay in place for the block.
 
         Raises:
             Exception: whatever keeps the changed port from loading.
         """
         changed = self._dependents(module) if module is not None else []
+        changed = list(self.modules) if self._probes is not None else changed
         before = {name: sys.modules[f"{self.package}.{name}"] for name in self.modules}
         try:
             for name in changed:
@@ -80,6 +80,16 @@ class Workshop:
                 yield self._load()
         finally:
             sys.modules.update({f"{self.package}.{name}": held for name, held in before.items()})
+
+    @contextlib.contextmanager
+    def watched(self, seen: set[tuple[str, int]]) -> Iterator[Port]:
+        """The port as it is, with its statements noting in ``seen`` where they begin (module, line) as they run."""
+        self._probes = Probes(seen)
+        try:
+            with self.planted(next(iter(self.modules))) as port:
+                yield port
+        finally:
+            self._probes = None
 
     def forget(self) -> None:
         """Load components anew the next time: what ran may have changed them."""
@@ -96,7 +106,9 @@ class Workshop:
     def _execute(self, name: str, source: bytes | None) -> None:
         full = f"{self.package}.{name}"
         file = str(self.modules[name])
-        if source is not None:
+        if self._probes is not None:
+            code = self._probes.compile(name, self.source(name), file)
+        elif source is not None:
             code = compile(source, file, "exec")
         else:
             if name not in self._codes:
@@ -105,6 +117,8 @@ class Workshop:
         fresh = ModuleType(full)
         fresh.__file__, fresh.__package__ = file, self.package
         sys.modules[full] = fresh
+        if self._probes is not None:
+            vars(fresh)[Probes.NAME] = self._probes.note
         exec(code, vars(fresh))
 
     @contextlib.contextmanager
@@ -150,33 +164,3 @@ class Workshop:
         if hasattr(pipeline, "set_progress_bar_config"):
             pipeline.set_progress_bar_config(disable=True)
         return port
-
-
-@contextlib.contextmanager
-def traced(workshop: Workshop, reach: dict[str, set[tuple[str, int]]], label: str) -> Iterator[None]:
-    """Note the lines of the port that run in the block."""
-    files = {str(file): name for name, file in workshop.modules.items()}
-    seen = reach.setdefault(label, set())
-    known: dict[CodeType, list[int]] = {}
-
-    def line(frame: Any, event: str, _: Any) -> Any:
-        if event == "line":
-            seen.add((files[frame.f_code.co_filename], frame.f_lineno))
-        return line
-
-    def call(frame: Any, event: str, _: Any) -> Any:
-        code = frame.f_code
-        if code.co_filename not in files:
-            return None
-        held = known.setdefault(code, [0, 0])
-        if len(seen) != held[1]:  # somewhere something new ran since; it may have been here
-            held[:] = [0, len(seen)]
-        held[0] += 1
-        return line if held[0] <= _CALLS else None
-
-    before = sys.gettrace()
-    sys.settrace(call)
-    try:
-        yield
-    finally:
-        sys.settrace(before)

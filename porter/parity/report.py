@@ -16,6 +16,7 @@ _STYLES = {
     "within gate": "green",
     "unobserved": "dim",
     "parity": "green",
+    "begun": "yellow",
     "rejected alike": "green",
     "reference not repeatable": "yellow",
     "not tested (no checkpoint)": "yellow",

@@ -10,9 +10,10 @@ from porter.parity.compare import StageResult
 from porter.parity.locate import Location
 from porter.parity.weight_check import WeightReport
 
-CaseVerdict = Literal["parity", "rejected alike", "differs", "reference not repeatable"]
+CaseVerdict = Literal["parity", "begun", "rejected alike", "differs", "reference not repeatable"]
 Verdict = Literal[
     "parity",
+    "begun",
     "differs",
     "reference not repeatable",
     "reference refuses all calls",
@@ -31,7 +32,12 @@ class Pictures(BaseModel):
 
 
 class CaseResult(BaseModel):
-    """One call, compared."""
+    """One call, compared.
+
+    Attributes:
+        verdict: ``begun``: equal as far as it was compared, which was not to its end.
+        stopped: whether it was ended on purpose: before its first prediction, or before a call that would be long.
+    """
 
     name: str
     description: str
@@ -44,7 +50,7 @@ class CaseResult(BaseModel):
     """Stages that the reference has and the port does not show; the stages behind them were compared."""
     largest_difference: float = 0.0
     stopped: bool = False
-    """Whether the comparison ended before the output: at the first prediction, or before a call that would be long."""
+    """Whether it was ended on purpose: before its first prediction, or before a call that would be long."""
     reference_error: str = ""
     port_error: str = ""
     seconds_reference: float = 0.0
@@ -53,12 +59,16 @@ class CaseResult(BaseModel):
 
     @property
     def passed(self) -> bool:
-        """Whether the port does what the reference does, be it refusing."""
-        return self.verdict in ("parity", "rejected alike")
+        """Whether the port does what the reference does as far as it was compared, be it refusing."""
+        return self.verdict in ("parity", "begun", "rejected alike")
 
 
 class ParityReport(BaseModel):
-    """Everything about one pipeline."""
+    """Everything about one pipeline.
+
+    Attributes:
+        verdict: ``parity`` asks for one call at least that was compared to its end; ``begun``: there was none.
+    """
 
     schema_version: int = 1
     """Of this form; a field that goes or changes its meaning raises it."""

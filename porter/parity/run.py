@@ -8,7 +8,7 @@ import platform
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,22 @@ from porter.parity import checkpoint as checkpoints
 from porter.parity import spec as specs
 from porter.parity.calls import all_calls
 from porter.parity.capture import Capture, neural_components, stage_methods
-from porter.parity.cases import Case
+from porter.parity.cases import HALF, Case, half_cases
 from porter.parity.compare import StageResult, compare, first_difference, largest_difference
 from porter.parity.drawn import computes_nothing, draw_cases, snippet
+from porter.parity.imports import uncollected
 from porter.parity.locate import Location, locate
+from porter.parity.pairs import Pairs
 from porter.parity.pictures import pictures
 from porter.parity.recipes import decode
 from porter.parity.relations import check_relations
 from porter.parity.results import CaseResult, ParityReport
-from porter.parity.sides import Reference, Side, port_side, rejection, restored, small_areas, start_engine
+from porter.parity.sides import PortSide, Reference, Side, port_side, rejection, restored, small_areas, start_engine
 from porter.parity.streamed import run_streamed
 from porter.parity.weight_check import check_weights
 
-_HALF = "half precision"
+# What drawn calls draw besides single precision.
+_DRAWN_DTYPES = ("bfloat16", "float16")
 _PACKAGES = ("porter", "torch", "diffusers", "transformers", "safetensors", "numpy", "vllm", "vllm-omni")
 
 
@@ -105,15 +108,14 @@ def run_parity(
         threads = 1
     with threads_set(threads), tempfile.TemporaryDirectory(prefix="porter-parity-") as scratch:
         report.environment["threads"] = str(torch.get_num_threads())
-        folder = Path(checkpoint) if checkpoint else checkpoints.build(name, Path(scratch) / name, seed, root)
+        with uncollected():  # the classes of the components are imported here
+            folder = Path(checkpoint) if checkpoint else checkpoints.build(name, Path(scratch) / name, seed, root)
         spec = specs.read(name, root)
         if stream:
             _stream(report, folder, models_dir, cases, spec, extra_cases)
         else:
-            _run(report, folder, models_dir, engine, cases, spec, extra_cases, draw)
             halved = checkpoint is None and (engine, dtype) == ("porter", "float32")
-            if halved and report.verdict == "parity" and (cases is None or _HALF in cases):
-                report.cases += _in_half_precision(report, folder, models_dir, spec)
+            _run(report, folder, models_dir, engine, cases, spec, extra_cases, draw, halved)
         if report.verdict == "parity":
             _conclude(report)
     report.seconds = time.perf_counter() - started
@@ -129,34 +131,57 @@ def _run(
     spec: specs.Spec,
     extra: Sequence[Case],
     draw: int,
+    halved: bool,
 ) -> None:
+    def load_reference(dtype: str) -> Reference:
+        return Reference(folder, report.device, getattr(torch, dtype))
+
+    def load_port(dtype: str) -> PortSide:
+        return port_side(engine, folder, models_dir, report.device, dtype)
+
     try:
-        reference = Reference(folder, report.device, getattr(torch, report.dtype))
+        reference = load_reference(report.dtype)
     except Exception as error:
         report.verdict, report.reason = "reference does not load", rejection(error)
         return
     tensors = load_tensors(spec)
     try:
-        port = port_side(engine, folder, models_dir, report.device, report.dtype)
+        port = load_port(report.dtype)
     except Exception as error:
         report.verdict, report.reason = "port does not load", f"{type(error).__name__}: {rejection(error)}"
         return
+    pairs = Pairs((reference, port), load_reference, load_port)
+
+    def run(case: Case) -> CaseResult:
+        return run_in(pairs, case, case.recipe(spec.inputs), tensors, report.device)
+
     try:
         report.weights = check_weights(reference.pipeline, port.pipeline)
         cases = all_calls(reference, spec, tensors, extra, getattr(port.pipeline, "dropped_arguments", ()))
-        chosen = _choose(cases, wanted)
-        with small_areas(reference.pipeline, port.pipeline):
-            for case in chosen:
-                recipe = case.recipe(spec.inputs)
-                report.cases.append(run_case(case, recipe, tensors, reference, port, report.device))
-            if draw:
-                load = functools.partial(
-                    port_side, engine, models_dir=models_dir, device=report.device, dtype=report.dtype
-                )
+        cases += half_cases(cases) if halved else []
+        for case in _choose(cases, wanted):
+            result = run(case)
+            nothing = result.verdict == "rejected alike" or computes_nothing(result)
+            if not (case.name.startswith(HALF) and nothing):  # diffusers itself does not run so
+                report.cases.append(result)
+        if draw:
+            load = functools.partial(port_side, engine, models_dir=models_dir, device=report.device, dtype=report.dtype)
+            with small_areas(reference.pipeline, port.pipeline):
                 report.cases += check_relations(spec.inputs, tensors, reference, port, load)
-                _draw(report, spec, tensors, reference, port, draw)
+            _draw(report, spec, reference, run, draw, _DRAWN_DTYPES if halved else ())
     finally:
-        port.close()
+        pairs.close()
+
+
+def run_in(
+    pairs: Pairs, case: Case, recipe: dict[str, Any], tensors: dict[str, torch.Tensor], device: str
+) -> CaseResult:
+    """Run one call on both sides, in the dtype that it asks for."""
+    pair = pairs.of(case.dtype)
+    if isinstance(pair, CaseResult):
+        return pair.model_copy(update={"name": case.name, "description": case.describe()})
+    with small_areas(*(side.pipeline for side in pair)):
+        return run_case(case, recipe, tensors, *pair, device)
 
 
 def _stream(
@@ -180,52 +205,31 @@ def _conclude(report: ParityReport) -> None:
         report.verdict = "differs"
     elif "reference not repeatable" in verdicts:
         report.verdict = "reference not repeatable"
+    elif "begun" in verdicts and "parity" not in verdicts:
+        report.verdict = "begun"
+        report.reason = "no call was compared to its end: give smaller sizes, or leave the choice of cases out"
     elif "parity" not in verdicts:
         report.verdict = "reference refuses all calls"
         report.reason = f"nothing was computed: {report.cases[0].reference_error}"
 
 
-def _in_half_precision(
-    report: ParityReport,
-    folder: Path,
-    models_dir: str | Path | None,
-    spec: specs.Spec,
-) -> list[CaseResult]:
-    """The plain call with weights in half precision: where a value is widened or not shows only there.
-
-    Nothing if diffusers itself does not load or run so.
-    """
-    case = Case(name=_HALF)
-    try:
-        reference = Reference(folder, report.device, torch.bfloat16)
-    except Exception:
-        return []
-    try:
-        port = port_side("porter", folder, models_dir, report.device, "bfloat16")
-    except Exception as error:
-        return [CaseResult(name=_HALF, description=case.describe(), verdict="differs", port_error=rejection(error))]
-    with small_areas(reference.pipeline, port.pipeline):
-        result = run_case(case, case.recipe(spec.inputs), load_tensors(spec), reference, port, report.device)
-    return [result] if not (result.passed and result.reference_error) else []
-
-
 def _draw(
     report: ParityReport,
     spec: specs.Spec,
-    tensors: dict[str, torch.Tensor],
     reference: Side,
-    port: Side,
+    run: Callable[[Case], CaseResult],
     count: int,
+    dtypes: Sequence[str],
 ) -> None:
     """Try drawn calls; the smallest that fails is a case of the report, with Python that runs it again."""
 
-    def run(case: Case) -> CaseResult:
-        result = run_case(case, case.recipe(spec.inputs), tensors, reference, port, report.device)
+    def counted(case: Case) -> CaseResult:
+        result = run(case)
         report.drawn += 1
         report.undecided += computes_nothing(result)
         return result
 
-    found, case = draw_cases(type(reference.pipeline).__call__, spec.inputs, run, count)
+    found, case = draw_cases(type(reference.pipeline).__call__, spec.inputs, counted, count, dtypes=dtypes)
     if found is not None and case is not None:
         report.cases.append(found)
         report.reproduce = snippet(report.pipeline, case)
@@ -275,6 +279,8 @@ def _judge(result: CaseResult, first: Capture, theirs: Capture, reference: Side,
     if result.first_difference is not None or theirs.error is not None:
         result.verdict = "differs"
         result.location = _locate(result.first_difference, first, reference, port)
+    elif first.stopped:
+        result.verdict = "begun"
     result.pictures = pictures(first, theirs)
 
 
@@ -293,10 +299,9 @@ def _choose(cases: list[Case], wanted: Sequence[str] | None) -> list[Case]:
     if wanted is None:
         return cases
     chosen = [case for case in cases if case.name in wanted]
-    known = [*(case.name for case in cases), _HALF]
-    unknown = set(wanted).difference(known)
+    unknown = set(wanted).difference(case.name for case in cases)
     if unknown:
-        names = ", ".join(map(repr, known))
+        names = ", ".join(repr(case.name) for case in cases)
         raise specs.SpecError(f"no such case: {', '.join(sorted(unknown))}; there are {names}")
     return chosen
 

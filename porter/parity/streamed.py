@@ -132,4 +132,6 @@ def _run_port(
     result.first_difference = first_difference(result.stages)
     if result.first_difference is not None or theirs.error is not None:
         result.verdict = "differs"
+    elif result.stopped or theirs.stopped:
+        result.verdict, result.stopped = "begun", True
     return result

@@ -10,6 +10,9 @@ from pydantic import BaseModel, Field
 
 from porter.parity.capture import neural_components
 
+# Parts whose results are others in training mode.
+_UNLIKE_IN_TRAINING = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm)
+
 
 class WeightReport(BaseModel):
     """Names are ``component.tensor``."""
@@ -20,23 +23,39 @@ class WeightReport(BaseModel):
     """In the reference, not in the port."""
     extra: list[str] = Field(default_factory=list)
     """In the port, not in the reference."""
+    training: list[str] = Field(default_factory=list)
+    """Components of the port that are in training mode though the reference's are not: dropout would be at work."""
 
     @property
     def passed(self) -> bool:
-        """Whether every tensor was found on both sides, with equal values."""
-        return not (self.differing or self.missing or self.extra)
+        """Whether every tensor was found on both sides, with equal values, in components that are ready to infer."""
+        return not (self.differing or self.missing or self.extra or self.training)
 
     def summary(self) -> str:
         """One line."""
         if self.passed:
             return f"{self.compared} tensors equal"
-        kinds = {"differ": self.differing, "missing in the port": self.missing, "only in the port": self.extra}
+        kinds = {
+            "differ": self.differing,
+            "missing in the port": self.missing,
+            "only in the port": self.extra,
+            "in training mode": self.training,
+        }
         return "; ".join(f"{len(names)} {kind}: {', '.join(names[:5])}" for kind, names in kinds.items() if names)
 
 
 def check_weights(reference: Any, port: Any) -> WeightReport:
     """Compare all parameters and persistent buffers of all neural components of two pipelines."""
-    return check_against({name: tensors(part) for name, part in neural_components(reference).items()}, port)
+    mine = neural_components(reference)
+    report = check_against({name: tensors(part) for name, part in mine.items()}, port)
+    its = neural_components(port)
+    report.training = sorted(name for name in its if name in mine and trains(its[name]) and not trains(mine[name]))
+    return report
+
+
+def trains(module: torch.nn.Module) -> bool:
+    """Whether a part of it that behaves otherwise in training is in training mode, whatever its rate is here."""
+    return any(part.training and isinstance(part, _UNLIKE_IN_TRAINING) for part in module.modules())
 
 
 def check_against(mine: Mapping[str, Mapping[str, torch.Tensor]], port: Any) -> WeightReport:

@@ -1,7 +1,11 @@
-"""Faults that change no result, each with the reason: a reviewer can check it, and the run checks that values agree."""
+"""Faults that change no result: shown from the source, or looked into, each with the reason.
+
+What somebody looked into a reviewer can check, and the run checks that values agree.
+"""
 
 from __future__ import annotations
 
+import ast
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -37,3 +41,75 @@ def reason_for(mutant: Mutant) -> str:
             if (entry.before, entry.after) == (mutant.before, mutant.after):
                 return entry.reason
     return ""
+
+
+def proof(mutant: Mutant, source: bytes) -> str:
+    """Why a fault cannot change anything, by the source alone; empty if that does not follow from it.
+
+    One row is the same repeated as a whole or by itself: proven where the receiver has one row by construction.
+    """
+    if mutant.mutator != "repeated-in-another-order":
+        return ""
+    text = mutant.before.replace(" .", ".")
+    try:
+        call = ast.parse(text, mode="eval").body
+    except SyntaxError:
+        return ""
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
+        return ""
+    function = _function(ast.parse(source), mutant)
+    if function is None or not _one_row(call.func.value, function, mutant.line, 3):
+        return ""
+    held = ast.unparse(call.func.value)
+    return f"{held} has one row by construction: repeated as a whole or by itself, the rows are the same"
+
+
+def _function(tree: ast.Module, mutant: Mutant) -> ast.FunctionDef | None:
+    """The innermost function around the fault."""
+    around = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.lineno <= mutant.line <= (node.end_lineno or node.lineno)
+    ]
+    return max(around, key=lambda node: node.lineno, default=None)
+
+
+def _one_row(value: ast.expr, function: ast.FunctionDef, line: int, depth: int) -> bool:
+    """Whether the first axis of a tensor has length 1, by the expression that made it."""
+    if isinstance(value, ast.Name):
+        made = _only_value(value.id, function, line)
+        return made is not None and depth > 0 and _one_row(made, function, made.lineno, depth - 1)
+    if isinstance(value, ast.Subscript):  # x[None, …]
+        first = value.slice.elts[0] if isinstance(value.slice, ast.Tuple) and value.slice.elts else value.slice
+        return isinstance(first, ast.Constant) and first.value is None
+    if not (isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute)):
+        return False
+    name, arguments = value.func.attr, value.args
+    if name == "tensor":  # of a list with one item
+        return bool(arguments) and isinstance(arguments[0], ast.List) and len(arguments[0].elts) == 1
+    texts = [ast.unparse(argument) for argument in arguments]
+    if name == "unsqueeze":
+        return texts == ["0"]
+    if name in ("view", "reshape"):
+        return len(texts) > 1 and texts[0] == "1"
+    keeps = name in ("to", "float", "type_as", "contiguous", "clone")
+    return keeps and _one_row(value.func.value, function, line, depth)
+
+
+def _only_value(name: str, function: ast.FunctionDef, line: int) -> ast.expr | None:
+    """What a name holds at a line: the value of the last assignment before it, if all of them stand straight in a row.
+
+    That is in the block of the function itself, where each runs before the next; None if that cannot be told.
+    """
+    names = (node for node in ast.walk(function) if isinstance(node, ast.Name) and node.id == name)
+    stores = [node for node in names if isinstance(node.ctx, ast.Store)]
+    straight = [
+        statement
+        for statement in function.body
+        if isinstance(statement, ast.Assign)
+        and len(statement.targets) == 1
+        and isinstance(statement.targets[0], ast.Name)
+        and statement.targets[0].id == name
+    ]
+    before = [statement for statement in straight if statement.lineno < line]
+    return before[-1].value if before and len(straight) == len(stores) else None
