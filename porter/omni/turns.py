@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def alone(work: Path, name: str) -> dict[str, Any]:
                 align(worker.pipeline)
                 with small_areas(worker.pipeline):
                     requests = [request(name, worker, number) for number in (0, 1)]
+                    _seed_each(worker.pipeline)
                     found, turns = run_interleaved(worker, requests)
                 entry["relative"] = max(apart(a, results(b)) for a, b in zip(wholes, found))
                 entry["steps_shared"] = sum(len(turn) > 1 for turn in turns)
@@ -99,6 +101,17 @@ def request(name: str, worker: Any, number: int) -> tuple[Any, Any]:
     torch.manual_seed(number)
     prompt, params = to_request(call)
     return prompt, engine_params(params)
+
+
+def _seed_each(pipeline: Any) -> None:
+    """Let what is drawn without a generator be what :func:`request` leaves for each of the requests alone."""
+    prepare, numbers = pipeline.prepare_encode, itertools.count()
+
+    def seeded(*args: Any, **kwargs: Any) -> Any:
+        torch.manual_seed(next(numbers))
+        return prepare(*args, **kwargs)
+
+    pipeline.prepare_encode = seeded
 
 
 def results(output: Any) -> dict[str, torch.Tensor]:

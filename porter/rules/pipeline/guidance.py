@@ -29,14 +29,13 @@ from porter.rules.engine import (
     visit,
 )
 from porter.rules.fold import dotted
-from porter.rules.pipeline.predictions import Prediction, denoisers, find_prediction, joined_along
+from porter.rules.pipeline.predictions import GUIDED, Prediction, denoisers, find_prediction, joined_along
 from porter.source.walk import walk
 
 MIXIN = ("vllm_omni.diffusion.distributed.cfg_parallel", "CFGParallelMixin")
 # How guidance scales are called, at the end of whatever holds them.
 SCALE = re.compile(r"(^|[._])(guidance_scale|cfg_scale)$")
-# Parameters that ask for guidance, and what a forward says that predicts for it more than once.
-GUIDED = re.compile(r"guidance|cfg|negative_prompt")
+# What a forward says that predicts more than once for its guidance.
 GUIDING = re.compile(r"classifier_free_guidance|true_cfg|_cfg\b|guider|negative_prompt_embeds|uncond")
 BOTH = '''
 def combine_cfg_noise(self, positive_noise_pred, negative_noise_pred, *args, **kwargs):
@@ -129,8 +128,10 @@ class GuidedPrediction(Rule):
                     self.register_modules(transformer=transformer)
 
                 def forward(self, req):
-                    embeds = torch.cat([negative_embeds, embeds], dim=1)
+                    if self.do_classifier_free_guidance:
+                        embeds = torch.cat([negative_embeds, embeds], dim=1)
                     model_input = torch.cat([latents] * 2) if self.guided else latents
+                    model_input = torch.cat([model_input, image_latents], dim=2)
                     noise_pred = self.transformer(hidden_states=model_input, layers=embeds)[0].float()
                     if self.guided:
                         uncond, text = noise_pred.chunk(2)
@@ -144,8 +145,10 @@ class GuidedPrediction(Rule):
                     self.register_modules(transformer=transformer)
 
                 def forward(self, req):
-                    embeds = torch.cat([negative_embeds, embeds], dim=1)
+                    if self.do_classifier_free_guidance:
+                        embeds = torch.cat([negative_embeds, embeds], dim=1)
                     model_input = torch.cat([latents] * 2) if self.guided else latents
+                    model_input = torch.cat([model_input, image_latents], dim=2)
                     noise_pred = predict_halves(
                         self, self.guided, {'layers': 1}, hidden_states=model_input, layers=embeds
                     )

@@ -16,6 +16,8 @@ from porter.rules.fold import dotted, only
 RESULT = re.compile(r"MODEL(?:\[0\]|\.sample|\.\w*embedding)(?:\.float\(\)|\.to\(torch\.float32\)|\.clone\(\))?")
 
 # Two values joined along a dimension behind the first.
+# What the parameters and tests of classifier-free guidance are called.
+GUIDED = re.compile(r"guidance|cfg|negative_prompt")
 JOIN = re.compile(r"torch\.(?:cat|concat)\(\[\w+, \w+\], (?:dim=)?([1-9])\)")
 
 
@@ -105,11 +107,13 @@ def joined_along(function: cst.FunctionDef, named: list[str]) -> dict[str, int]:
     """Arguments of a prediction whose branches of guidance are joined along another dimension than the first.
 
     Args:
-        function: where they are joined: ``embeds = torch.cat([negative, embeds], dim=1)``.
+        function: where they are joined: ``embeds = torch.cat([negative, embeds], dim=1)`` where there is guidance. What
+            is joined without it as well are channels or tokens.
         named: the arguments, as ``name=value``.
     """
     found: dict[str, int] = {}
-    for assign in nodes(function.body, cst.Assign):
+    guided = [node.body for node in nodes(function.body, cst.If) if GUIDED.search(code(node.test))]
+    for assign in (assign for body in guided for assign in nodes(body, cst.Assign)):
         join = JOIN.fullmatch(code(assign.value))
         if join is not None:
             targets = [code(target.target) for target in assign.targets]
