@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="leave out what was run with the plan of today")
     args = parser.parse_args()
     from porter.emit.write import write_ports
+    from porter.facts.evidence import as_if_untried
     from porter.parity.spec import available
     from porter.port import Converter
     from porter.source import SourceTree
@@ -69,7 +70,8 @@ def main() -> None:
     converter = Converter(SourceTree(None), get_target("vllm-omni"))
     names = args.only or available()
     for start in range(0, len(names), TOGETHER):
-        ports = [converter.port(name) for name in names[start : start + TOGETHER]]
+        with as_if_untried():
+            ports = [converter.port(name) for name in names[start : start + TOGETHER]]
         held = json.loads(EVIDENCE.read_text())["pipelines"] if args.resume else {}
         due = {
             feature: [port for port in ports if feature in port.plans and not was_run(held, port, feature)]

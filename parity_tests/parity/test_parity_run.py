@@ -287,8 +287,13 @@ def test_tables_of_sizes_are_made_smaller_on_both_sides_and_put_back():
     cls = type("Pipeline", (), {"__module__": module.__name__})
     reference, port = cls(), cls()
     reference.resolutions = [(1024, 1024), (640, 1408)]
+    # What the checkpoint brings is as small as that: diffusers keeps components as attributes, a port as modules.
+    transformer = types.SimpleNamespace(config={"tile_sizes": [[256, 256], [256, 512]]})
+    reference.transformer, port._modules = transformer, {"transformer": transformer}
+    reference.tiles = port.tiles = ((256, 256), (256, 512))
     with small_areas(reference, port):
         assert module.BUCKETS == {1024: [(256, 896), (512, 512)]} and module.LAYERS == [(64, 128), (128, 256)]
         assert reference.resolutions == [(512, 512), (320, 704)]
+        assert reference.tiles == port.tiles == ((256, 256), (256, 512))
     assert module.BUCKETS == {1024: [(512, 1792), (1024, 1024)]} and reference.resolutions[0] == (1024, 1024)
     del sys.modules[module.__name__]

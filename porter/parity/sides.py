@@ -6,7 +6,7 @@ import contextlib
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -179,7 +179,7 @@ def small_areas(*pipelines: Any) -> Iterator[None]:
         for owner in {id(owner): owner for pipeline in pipelines for owner in _size_owners(pipeline)}.values():
             for name, table in list(vars(owner).items()):
                 small = _smaller(table)
-                if small is not None:
+                if small is not None and not _is_configured(owner, table):
                     stack.callback(setattr, owner, name, table)
                     setattr(owner, name, small)
         for module in {id(module): module for module in map(_module_of, pipelines)}.values():
@@ -207,6 +207,19 @@ def _smaller(table: Any) -> Any:
     if len(pairs) < len(table) or not all(isinstance(n, int) and n >= _LEAST_SIDE for pair in pairs for n in pair):
         return None
     return type(table)(type(pair)(n // _SIDE_FRACTION for n in pair) for pair in table)
+
+
+def _is_configured(owner: Any, table: Any) -> bool:
+    """Whether a checkpoint brings this table: it is as small as that is."""
+    held = vars(owner)
+    components = (*held.values(), *held.get("_modules", {}).values())  # of diffusers' pipeline, of a port
+    configs = (getattr(component, "config", None) for component in components)
+    brought = (value for config in configs if isinstance(config, Mapping) for value in config.values())
+    return any(_listed(value) == _listed(table) for value in brought)
+
+
+def _listed(table: Any) -> Any:
+    return [_listed(item) for item in table] if isinstance(table, list | tuple) else table
 
 
 def _module_of(pipeline: Any) -> Any:
