@@ -197,12 +197,20 @@ def _first_of_step(body: list[Any], denoisers: list[str]) -> int:
         raise NoSplit("a scheduler step and a prediction are mixed in one step")
     if not stepping:
         raise NoSplit("no scheduler step in the denoising loop")
+    # A scheduler that is asked what a prediction means moves nothing on yet.
+    while len(stepping) > 1 and _given(body[stepping[0]]) & names_bound(body[stepping[0]]):
+        del stepping[0]
     first = stepping[0]
     # What only prepares the scheduler step goes with it, back to the last statement that makes what it is given.
-    given = {name for call in nodes(body[first], cst.Call) if _is_step(call) for name in names_in(call.args[0].value)}
+    given = _given(body[first])
     while first - 1 > last and not names_bound(body[first - 1]) & given:
         first -= 1
     return first
+
+
+def _given(item: Any) -> set[str]:
+    """Variables in what a statement hands to the scheduler's step as the prediction."""
+    return {name for call in nodes(item, cst.Call) if _is_step(call) for name in names_in(call.args[0].value)}
 
 
 def _handed(step: list[Any]) -> tuple[frozenset[str], str]:
