@@ -44,6 +44,7 @@ def test_the_cases_of_an_image_pipeline():
         "untidy prompt",
         "guidance on",
         "guidance omitted",
+        "guidance on, two prompts",
         "guidance on, no negative prompt",
         "taller",
         "wider",

@@ -170,6 +170,11 @@ class _Builder:
             cases.append(Case(name="guidance on", changes={**on, **negative}))
             cases.append(Case(name="guidance off", changes=off))
             cases.append(Case(name="guidance omitted", changes=negative, omitted=[*scales, *others]))
+            batch = next(iter(self.batches()), None)
+            if negative and batch is not None and isinstance(self.inputs["prompt"], str):
+                both = [negative["negative_prompt"], f"{negative['negative_prompt']}, blurry"]  # one of them is padded
+                changes = {**batch.changes, **on, "negative_prompt": both}
+                cases.append(Case(name="guidance on, two prompts", changes=changes))
             if negative:
                 without = [name for name in self.inputs if name.startswith("negative_prompt")]
                 cases.append(Case(name="guidance on, no negative prompt", changes=on, omitted=without))
