@@ -8,7 +8,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -100,12 +100,22 @@ def ports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_ranks_with_requests_of_their_own_do_not_share_one(support, monkeypatch):
+    sizes = SimpleNamespace(vae_patch_parallel_size=2, data_parallel_size=2)
+    config = SimpleNamespace(model="", revision=None, dtype=torch.float32, parallel_config=sizes)
+    monkeypatch.setattr(support, "component_spec", lambda *_: ("diffusers", "AutoencoderKL"))
+    with pytest.raises(ValueError, match="vae_patch_parallel_size=1"):
+        support.load_component(config, "vae", diffusers.AutoencoderKL)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PIPELINES)
 def test_two_ranks_decode_what_one_does(ports, name, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setenv("PORTER_UNVERIFIED", "1")
     one = in_fork(partial(decoded, ports, name), SECONDS)
-    together = partial(decoded, ports, name, parallel={"vae_patch_parallel_size": 2}, port=free_port())
+    parallel = {"cfg_parallel_size": 2, "vae_patch_parallel_size": 2}
+    together = partial(decoded, ports, name, parallel=parallel, port=free_port())
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda rank: in_fork(partial(together, rank=rank), SECONDS), (0, 1)))
     assert sum(found["calls"] for found in both) == one["calls"]
