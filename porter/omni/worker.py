@@ -30,7 +30,8 @@ class OneWorker:
         model_class_name: pipeline class; None: the one that ``model_index.json`` names.
         step_execution: requests are run a step at a time, so many of them at once; 0: whole.
         rank: number of this process among those that share the model.
-        parallel: sizes of vllm_omni's ``DiffusionParallelConfig``; their product is the number of processes.
+        parallel: sizes of vllm_omni's ``DiffusionParallelConfig``; their product, but for the VAE's, is the number of
+            processes.
         port: where the processes meet.
         together: how many whole requests may run in one call.
         settings: further ones of vllm_omni's ``OmniDiffusionConfig``.
@@ -65,7 +66,8 @@ class OneWorker:
             model=str(checkpoint),
             model_class_name=model_class_name,
             dtype=getattr(torch, dtype),
-            num_gpus=math.prod((parallel or {}).values()),
+            # Ranks that decode together are those that other sizes started.
+            num_gpus=math.prod(v for name, v in (parallel or {}).items() if name != "vae_patch_parallel_size"),
             parallel_config=DiffusionParallelConfig(**(parallel or {})),
             enforce_eager=True,
             master_port=port or free_port(),

@@ -1,0 +1,1 @@
+"""VAEs that several ranks decode with: there are none in one process, so ports keep diffusers' own."""
