@@ -109,7 +109,7 @@ class BriaFiboPipeline(
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
                 "merged_projections_size": "verified",
-                "cfg_parallel_size": "derived",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(

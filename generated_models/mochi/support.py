@@ -8,6 +8,7 @@ import inspect
 import itertools
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
@@ -15,6 +16,7 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 
 from porter.runtime.diffusion.data import OmniDiffusionConfig
+from porter.runtime.diffusion.distributed import autoencoders
 from porter.runtime.diffusion.model_loader.diffusers_loader import DiffusersPipelineLoader
 from porter.runtime.diffusion.request import OmniDiffusionRequest
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
@@ -192,6 +194,9 @@ def load_component(od_config: OmniDiffusionConfig, name: str, *classes: type) ->
     Args:
         name: the component, and the folder it lies in.
         classes: classes known to the port; the one with the named class's name is preferred over the library's.
+
+    Raises:
+        ValueError: ranks that work on different requests are to share the decoding.
     """
     spec = component_spec(od_config, name)
     if spec is None:
@@ -209,8 +214,57 @@ def load_component(od_config: OmniDiffusionConfig, name: str, *classes: type) ->
     if not issubclass(component, torch.nn.Module):
         with float32_by_default():
             return with_flow_shift(od_config, component.from_pretrained(od_config.model, **arguments))
-    dtype = "torch_dtype" if component.__module__.startswith("diffusers") else "dtype"
-    return component.from_pretrained(od_config.model, **{dtype: od_config.dtype}, **arguments).to(od_config_device())
+    arguments["torch_dtype" if component.__module__.startswith("diffusers") else "dtype"] = od_config.dtype
+    # The engine tells one component how many ranks share it: the one that the pipeline calls its vae.
+    is_shared = name == "vae" and od_config.parallel_config.vae_patch_parallel_size > 1
+    shared = distributed_class(component) if is_shared else None
+    if shared is not None:
+        if (od_config.parallel_config.data_parallel_size or 1) > 1:
+            raise ValueError(
+                "With data_parallel_size above 1 (which GPUs that no other size uses make up) ranks have pictures of "
+                "different requests and cannot share the decoding; run it with vae_patch_parallel_size=1."
+            )
+        return decoding_for_all(shared.from_pretrained(od_config.model, **arguments).to(od_config_device()))
+    return component.from_pretrained(od_config.model, **arguments).to(od_config_device())
+
+
+def distributed_class(component: type) -> type | None:
+    """The engine's own class of a VAE, whose ranks decode a part of its tiles each; None if the engine has none."""
+    for file in sorted(Path(next(iter(autoencoders.__path__))).glob("[!_]*.py")):
+        found = None
+        with contextlib.suppress(ImportError):  # kernels for a device that is not here
+            module = importlib.import_module(f"{autoencoders.__name__}.{file.stem}")
+            found = getattr(module, f"Distributed{component.__name__}", None)
+        if found is not None and issubclass(found, component):
+            return found
+    return None
+
+
+def decoding_for_all(vae: Any) -> Any:
+    """``vae``, with what it decodes on every rank.
+
+    Some of the engine's classes leave it on the first one, and the others with nothing; what a pipeline does after
+    decoding runs on all of them.
+    """
+    decode = vae.decode
+
+    @functools.wraps(decode)
+    def decode_for_all(z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = decode(z, *args, **kwargs)
+        if not vae.is_distributed_enabled():
+            return result
+        sample, group = result[0], vae.distributed_executor.group
+        lacks = sample.numel() == 0
+        told = torch.tensor([lacks, *([0] * z.ndim if lacks else sample.shape)], device=z.device)
+        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, group)
+        is_lacking, *shape = told.tolist()
+        if is_lacking:
+            sample = z.new_empty(shape) if lacks else sample.to(z.dtype).contiguous()
+            torch.distributed.broadcast(sample, group=group, group_src=0)
+        return (sample,) if isinstance(result, tuple) else type(result)(sample=sample)
+
+    vae.decode = decode_for_all
+    return vae
 
 
 def with_flow_shift(od_config: OmniDiffusionConfig, component: Any) -> Any:

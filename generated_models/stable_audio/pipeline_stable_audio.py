@@ -734,7 +734,6 @@ class StableAudioPipeline(
         noise_pred = predict_halves(
             self,
             do_classifier_free_guidance,
-            {"global_hidden_states": 2},
             hidden_states=latent_model_input,
             timestep=t.unsqueeze(0),
             encoder_hidden_states=text_audio_duration_embeds,

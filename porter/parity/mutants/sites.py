@@ -27,7 +27,9 @@ _SILENT_CALLS = ("logger.", "warnings.", "deprecate", "refuse_parallelism", "sel
 _SILENT_ARGUMENTS = frozenset(("prefix", "quant_config", "desc", "return_bias"))
 _SILENT_FUNCTIONS = frozenset(("load_component", "_stand_ins", "od_config_device"))
 # They serve several ranks only; docs/features.md lists what was proven on them.
-_PARALLEL_FUNCTIONS = frozenset(("attention_plan", "rank_share", "refuse_parallelism", "_by_rank", "_half"))
+_PARALLEL_FUNCTIONS = frozenset(
+    "attention_plan rank_share refuse_parallelism distributed_class decoding_for_all _by_rank _half".split()
+)
 
 
 def find_mutants(source: bytes, module: str) -> list[Mutant]:
