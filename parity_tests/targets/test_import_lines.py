@@ -103,10 +103,11 @@ def test_what_a_porter_port_imports_is_there(ports, name):
 
 
 def _names(module: str) -> set[str]:
-    """Names at the top level of one of porter's modules, read as text."""
+    """Names at the top level of one of porter's modules, read as text, and those of the modules in it."""
     place = Path(porter.__path__[0]).joinpath(*module.split(".")[1:])
     file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
     nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
-    names = {n.name for n in nodes if isinstance(n, ast.ClassDef | ast.FunctionDef)}
+    names = {part.stem for part in place.glob("[!_]*")}
+    names |= {n.name for n in nodes if isinstance(n, ast.ClassDef | ast.FunctionDef)}
     names |= {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     return names | {a.asname or a.name for n in nodes if isinstance(n, ast.ImportFrom) for a in n.names}

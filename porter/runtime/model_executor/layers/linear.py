@@ -174,7 +174,7 @@ class _FusedLinear(ColumnParallelLinear):
         what reads a part of a wider row may round otherwise). Elsewhere one product is made and divided.
         """
         bias = None if self.skip_bias_add else self.bias
-        if x.device.type != "cpu":
+        if self.weight.device.type != "cpu":
             return F.linear(x, self.weight, bias).split(self.output_partition_sizes, dim=-1)
         return tuple([F.linear(x, weight, bias) for weight, bias in self._parts(self.weight, bias)])
 
