@@ -12,6 +12,7 @@ import ast
 import builtins
 from collections.abc import Iterable
 
+from porter.facts.flow import reads
 from porter.facts.members import ACTIVATION, Built, Members
 from porter.facts.scope import Found, dotted, find_method
 from porter.source.walk import walk
@@ -206,7 +207,7 @@ def _made_once(owner: ast.ClassDef) -> set[str]:
         for node in nodes:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
             for name in (dotted(target) for target in targets if isinstance(target, ast.Attribute)):
-                is_made = isinstance(node, ast.Assign) and id(node) in guarded and _reads(node.value) <= settled
+                is_made = isinstance(node, ast.Assign) and id(node) in guarded and reads(node.value) <= settled
                 (found if is_made else strange).add(name.removeprefix("self."))
     return found - strange
 
@@ -225,10 +226,3 @@ def _devices(nodes: list[ast.AST]) -> set[str]:
     devices = {n.targets[0].id for n in given if dotted(n.value).endswith(".device")}  # type: ignore[attr-defined]
     others = {n.targets[0].id for n in given if not dotted(n.value).endswith(".device")}  # type: ignore[attr-defined]
     return devices - others
-
-
-def _reads(node: ast.expr) -> set[str]:
-    """Names that an expression takes from around it."""
-    names = [n for n in walk(node) if isinstance(n, ast.Name)]
-    bound = {n.id for n in names if isinstance(n.ctx, ast.Store)}
-    return {n.id for n in names} - bound

@@ -199,6 +199,12 @@ def statements(text: str) -> list[Any]:
     return list(cst.parse_module(text).body)
 
 
+@cache
+def definitions(text: str) -> tuple[Any, ...]:
+    """Definitions that a rule writes whole: they are the same in every port, so they are parsed once."""
+    return tuple(statements(text.strip("\n") + "\n"))
+
+
 def expression(text: str) -> cst.BaseExpression:
     return cst.parse_expression(text)
 

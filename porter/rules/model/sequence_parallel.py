@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-from functools import cache
 from typing import Any
 
 import libcst as cst
 
-from porter.rules.engine import SAME, Rule, code, method, statements, visit, with_method
+from porter.rules.engine import SAME, Rule, code, definitions, method, statements, visit, with_method
 from porter.rules.fold import dotted
 from porter.rules.model.parallel_helpers import ATTENTION, ATTENTION_IMPORTS
 
@@ -110,12 +109,7 @@ class _Divide(cst.CSTTransformer):
 
 def helpers() -> list[Any]:
     """The definitions that the rule brings in."""
-    return list(_helpers())
-
-
-@cache
-def _helpers() -> tuple[Any, ...]:
-    return tuple(cst.parse_module(ATTENTION.strip("\n") + "\n").body)
+    return list(definitions(ATTENTION))
 
 
 def imports() -> dict[str, tuple[str, str | None]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import libcst as cst
@@ -14,7 +13,7 @@ from porter.facts.parallel.file import plan_file
 from porter.facts.parallel.flow import Edit, Plan
 from porter.facts.parallel.module import LINEAR, ModuleFacts, out_features, self_attribute
 from porter.facts.parallel.sizes import width_attributes
-from porter.rules.engine import SAME, Rule, code, make_call, method, statements, visit, with_method
+from porter.rules.engine import SAME, Rule, code, definitions, make_call, method, statements, visit, with_method
 from porter.rules.fold import dotted
 from porter.rules.model.parallel_edits import edited
 from porter.rules.model.parallel_helpers import HELPERS, NEEDS
@@ -260,13 +259,8 @@ class TensorParallel(Rule):
         text, imports = HELPERS[name]
         if not any(node.name.value == name for node in result.helpers):
             text = text.replace("(FeedForward)", f"({base})")
-            result.helpers.append(_helper(text.strip("\n") + "\n"))
+            result.helpers += definitions(text)
             result.imports |= imports
-
-
-@cache
-def _helper(text: str) -> Any:
-    return cst.parse_statement(text)
 
 
 class _Layers(cst.CSTTransformer):

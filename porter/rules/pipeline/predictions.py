@@ -15,9 +15,9 @@ from porter.rules.fold import dotted, only
 # How a prediction is taken from what the model returns.
 RESULT = re.compile(r"MODEL(?:\[0\]|\.sample|\.\w*embedding)(?:\.float\(\)|\.to\(torch\.float32\)|\.clone\(\))?")
 
-# Two values joined along a dimension behind the first.
 # What the parameters and tests of classifier-free guidance are called.
 GUIDED = re.compile(r"guidance|cfg|negative_prompt")
+# Two values joined along a dimension behind the first.
 JOIN = re.compile(r"torch\.(?:cat|concat)\(\[\w+, \w+\], (?:dim=)?([1-9])\)")
 
 
