@@ -32,7 +32,6 @@ BOUND = 1e-5
 SECONDS = 900  # that a pipeline may take, on a busy machine
 MEMORY = 12 << 30
 PLAIN = "plain"
-FRAME_COUNTS = ("num_frames", "frames", "video_length")
 # Arguments and a value that makes a difference, tried where a pipeline has them; {} keeps the rest of the call.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "sigmas": {"sigmas": [1.0, 0.4], "num_inference_steps": 2},
@@ -135,6 +134,8 @@ def _calls(pipeline: Any, inputs: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _counted(recipe: dict[str, Any]) -> dict[str, Any]:
     """A call whose number of frames is called what vLLM-Omni calls it."""
+    from porter.omni.stand_ins import FRAME_COUNTS
+
     return {"num_frames" if name in FRAME_COUNTS else name: value for name, value in recipe.items()}
 
 

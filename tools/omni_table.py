@@ -34,17 +34,10 @@ def main() -> int:
 
     omni.start()
     quiet()
-    from porter.listing import live_pipelines
     from porter.omni.choice import native_models
-    from porter.omni.ports import available as ports
-    from porter.parity.checkpoint import available
-    from porter.source import SourceTree
 
     results: dict[str, Any] = json.loads(args.results.read_text()) if args.results.is_file() else {}
-    # Those with a transformer first: they are what vLLM-Omni is for.
-    live = live_pipelines(SourceTree())
-    names = args.only or sorted(set(available()) & set(ports()), key=lambda name: (name not in live, name))
-    for name in names:
+    for name in args.only or comparable():
         if args.resume and name in results:
             continue
         started = time.perf_counter()
@@ -57,6 +50,17 @@ def main() -> int:
     warmed = json.loads(WARM_UP.read_text()) if WARM_UP.is_file() else {}
     TABLE.write_text(table(results, warmed))
     return 0
+
+
+def comparable() -> list[str]:
+    """Pipelines that have a port and a tiny checkpoint; those with a transformer, which vLLM-Omni is for, first."""
+    from porter.listing import live_pipelines
+    from porter.omni.ports import available as ports
+    from porter.parity.checkpoint import available
+    from porter.source import SourceTree
+
+    live = live_pipelines(SourceTree())
+    return sorted(set(available()) & set(ports()), key=lambda name: (name not in live, name))
 
 
 def quiet() -> None:

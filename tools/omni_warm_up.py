@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from omni_table import comparable, line, quiet
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "porter" / "parity" / "data" / "omni_warm_up.json"
 FULL = 512
@@ -41,20 +43,12 @@ def main() -> int:
     from porter import omni
 
     omni.start()
-    sys.path.insert(0, str(ROOT / "tools"))
-    from omni_table import quiet
-
     quiet()
-    from porter.listing import live_pipelines
     from porter.omni.forks import preload
-    from porter.omni.ports import available as ports
-    from porter.parity.checkpoint import available
-    from porter.source import SourceTree
 
     preload()
     results: dict[str, Any] = json.loads(args.results.read_text()) if args.results.is_file() else {}
-    live = live_pipelines(SourceTree())
-    for name in args.only or sorted(set(available()) & set(ports()), key=lambda name: (name not in live, name)):
+    for name in args.only or comparable():
         if args.resume and name in results:
             continue
         started = time.perf_counter()
@@ -165,10 +159,6 @@ def small_size(pipeline: Any) -> int:
     """Height and width of 64 latents a side, at most the engine's own."""
     scales = [v for n, v in vars(pipeline).items() if n.startswith("vae_scale_factor") and isinstance(v, int)]
     return min(FULL, 64 * max(scales, default=8))
-
-
-def line(error: object) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 if __name__ == "__main__":

@@ -42,7 +42,6 @@ def main() -> None:
 
     converter = Converter(SourceTree(), get_target("porter"))
     results: dict[str, Any] = json.loads(args.results.read_text()) if args.results.is_file() else {}
-    name_begun(results)
     live = live_pipelines(converter.tree)
     have = set(available())
     # What the bar is about comes first.
@@ -77,14 +76,6 @@ def untested(tree: Any, results: dict[str, Any]) -> str:
         rows.append(f"| {outcome.name} | {'yes' if outcome.converted else outcome.error} | {left} |")
     head = "\n## Without a tiny checkpoint\n\nNot tested. What is left as it was cannot change results.\n\n"
     return f"{head}| pipeline | converts | left as it was |\n|---|---|---|\n" + "\n".join(rows) + "\n"
-
-
-def name_begun(results: dict[str, Any]) -> None:
-    """Give calls that were stopped on purpose their own verdict, where results are from before there was one."""
-    for result in results.values():
-        for case in result.get("cases", {}).values():
-            if case.pop("stopped", False) and case["verdict"] == "parity":
-                case["verdict"] = "begun"
 
 
 def _held(result: dict[str, Any] | None, cases: list[str] | None) -> bool:
