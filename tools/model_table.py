@@ -110,7 +110,7 @@ def compare(tree: Any, name: str, port_class: Any, with_variants: bool) -> dict[
     """All configurations in all dtypes."""
     from porter.model_port import find_model
     from porter.parity import model_spec
-    from porter.parity.models import check_recipes
+    from porter.parity.models import build_port, check_recipes
     from porter.parity.variants import variants
 
     found: dict[str, Any] = {}
@@ -129,7 +129,7 @@ def compare(tree: Any, name: str, port_class: Any, with_variants: bool) -> dict[
                 report, _, _ = check_recipes(
                     original,
                     config,
-                    lambda c=config: build(port_class, c),
+                    lambda c=config: build_port(port_class, c),
                     case.calls,
                     dtype=dtype,
                     attach=attachment(tree, case, dtype),
@@ -184,24 +184,16 @@ def original_class(tree: Any, name: str) -> Any:
     return getattr(importlib.import_module(find_model(tree, name).module.name), name)
 
 
-def build(port_class: Any, config: dict[str, Any]) -> Any:
-    """The port, from a configuration as the engine hands it over."""
-    from porter.runtime.diffusion.data import TransformerConfig
-    from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
-
-    return port_class(**get_transformer_config_kwargs(TransformerConfig.from_dict(config), port_class))
-
-
 def compile_blocks(name: str, port_class: Any, backend: str) -> list[dict[str, str]]:
     from porter.parity import model_spec
     from porter.parity.compiled import check_blocks
-    from porter.parity.models import check_recipes
+    from porter.parity.models import build_port, check_recipes
     from porter.source import SourceTree
 
     case = model_spec.read(name)[0]
     original = original_class(SourceTree(), name)
     try:
-        report, first, second = check_recipes(original, case.config, lambda: build(port_class, case.config), [])
+        report, first, second = check_recipes(original, case.config, lambda: build_port(port_class, case.config), [])
         if first is None or second is None:
             return [{"path": "", "original": "", "port": report.error or report.refused}]
         attach = attachment(SourceTree(), case, "float32")

@@ -21,6 +21,8 @@ from porter.parity.model_spec import decode_calls
 from porter.parity.sides import align_module, dtype_argument, small_areas
 from porter.parity.weight_check import WeightReport, compare_tensors
 from porter.parity.weights import refill
+from porter.runtime.diffusion.data import TransformerConfig
+from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -160,8 +162,8 @@ def _compare_call(
     report: ModelReport, number: int, first: tuple[torch.nn.Module, Call], second: tuple[torch.nn.Module, Call]
 ) -> bool:
     """Run one call on both; whether it gave results."""
-    mine, refusal = _attempt(lambda: _call(*first, number))
-    its, error = _attempt(lambda: _call(*second, number))
+    mine, refusal = _attempt(lambda: call_model(*first, number))
+    its, error = _attempt(lambda: call_model(*second, number))
     if refusal is not None or error is not None:
         if type(refusal) is not type(error):
             report.error = f"original: {_describe(refusal)}; port: {_describe(error)}"
@@ -195,6 +197,14 @@ def _original(cls: Any, config: Mapping[str, Any], kind: torch.dtype, seed: int,
     return loaded
 
 
+def build_port(port_class: Any, config: Mapping[str, Any]) -> torch.nn.Module:
+    """A ported model of a configuration as the engine hands it over: of a ``config.json``."""
+    made: torch.nn.Module = port_class(
+        **get_transformer_config_kwargs(TransformerConfig.from_dict(dict(config)), port_class)
+    )
+    return made.eval()
+
+
 def _build(build_port: Callable[[], torch.nn.Module], kind: torch.dtype) -> torch.nn.Module:
     """The port, built under the default dtype that the engine sets."""
     before = torch.get_default_dtype()
@@ -224,13 +234,14 @@ def record_calls(pipeline: Any, kwargs: dict[str, Any], component: str = "transf
 
 
 @torch.no_grad()
-def _call(module: torch.nn.Module, call: Call, number: int) -> Event:
+def call_model(module: torch.nn.Module, call: Call, seed: int) -> Event:
+    """Call a model with copies of the arguments: what tensors it got, and what it gave."""
     args, kwargs = clone_tree(call)
-    torch.manual_seed(number)  # some models draw noise
+    torch.manual_seed(seed)  # some models draw noise
     named = bind(module.forward, args, kwargs)
     shared = {name: value for name, value in named.items() if isinstance(value, (torch.Tensor, list, tuple))}
     values = flatten(shared, "args")
-    return Event("forward", number, "component", values | flatten(module(*args, **kwargs), "result"))
+    return Event("forward", seed, "component", values | flatten(module(*args, **kwargs), "result"))
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -17,6 +17,7 @@ import torch
 
 from porter.parity import checkpoint as checkpoints
 from porter.parity import spec as specs
+from porter.parity.alone import ALONE, check_alone, variations
 from porter.parity.calls import all_calls
 from porter.parity.capture import Capture, neural_components, stage_methods
 from porter.parity.cases import HALF, Case, half_cases
@@ -114,8 +115,8 @@ def run_parity(
         if stream:
             _stream(report, folder, models_dir, cases, spec, extra_cases)
         else:
-            halved = checkpoint is None and (engine, dtype) == ("porter", "float32")
-            _run(report, folder, models_dir, engine, cases, spec, extra_cases, draw, halved)
+            tiny = checkpoint is None and (engine, dtype) == ("porter", "float32")
+            _run(report, folder, models_dir, engine, cases, spec, extra_cases, draw, tiny)
         if report.verdict == "parity":
             _conclude(report)
     report.seconds = time.perf_counter() - started
@@ -131,7 +132,7 @@ def _run(
     spec: specs.Spec,
     extra: Sequence[Case],
     draw: int,
-    halved: bool,
+    tiny: bool,
 ) -> None:
     def load_reference(dtype: str) -> Reference:
         return Reference(folder, report.device, getattr(torch, dtype))
@@ -158,17 +159,23 @@ def _run(
     try:
         report.weights = check_weights(reference.pipeline, port.pipeline)
         cases = all_calls(reference, spec, tensors, extra, getattr(port.pipeline, "dropped_arguments", ()))
-        cases += half_cases(cases) if halved else []
+        cases += half_cases(cases) if tiny else []
+        alone = tiny and (wanted is None or ALONE in wanted)
         for case in _choose(cases, wanted):
             result = run(case)
             nothing = result.verdict == "rejected alike" or computes_nothing(result)
             if not (case.name.startswith(HALF) and nothing):  # diffusers itself does not run so
                 report.cases.append(result)
+        if alone:
+            with small_areas(reference.pipeline), restored(reference.pipeline, dict(vars(reference.pipeline))):
+                seen = reference.run(decode(spec.inputs, tensors), set())
+            by_itself = check_alone(variations(reference, seen), port.pipeline)
+            report.cases += [by_itself] if by_itself is not None else []
         if draw:
             load = functools.partial(port_side, engine, models_dir=models_dir, device=report.device, dtype=report.dtype)
             with small_areas(reference.pipeline, port.pipeline):
                 report.cases += check_relations(spec.inputs, tensors, reference, port, load)
-            _draw(report, spec, reference, run, draw, _DRAWN_DTYPES if halved else ())
+            _draw(report, spec, reference, run, draw, _DRAWN_DTYPES if tiny else ())
     finally:
         pairs.close()
 
@@ -299,9 +306,10 @@ def _choose(cases: list[Case], wanted: Sequence[str] | None) -> list[Case]:
     if wanted is None:
         return cases
     chosen = [case for case in cases if case.name in wanted]
-    unknown = set(wanted).difference(case.name for case in cases)
+    known = [*(case.name for case in cases), ALONE]
+    unknown = set(wanted).difference(known)
     if unknown:
-        names = ", ".join(repr(case.name) for case in cases)
+        names = ", ".join(map(repr, known))
         raise specs.SpecError(f"no such case: {', '.join(sorted(unknown))}; there are {names}")
     return chosen
 

@@ -23,8 +23,8 @@ def variants(tree: SourceTree, definition: Definition, config: dict[str, Any]) -
     """Name and changed entries of configurations that differ from ``config`` in one parameter.
 
     Booleans are flipped, words of a ``Literal`` (and words that the sources compare the parameter with) alternated,
-    what may be None is made None or given a value, numbers are changed. Whether the model accepts the result is for the
-    caller to find out.
+    what may be None is made None or given a value, numbers are changed, lists of them turned round. Whether the model
+    accepts the result is for the caller to find out.
     """
     assert isinstance(definition.node, ast.ClassDef)
     init = next((i for i in definition.node.body if isinstance(i, ast.FunctionDef) and i.name == "__init__"), None)
@@ -58,12 +58,15 @@ def _others(tree: SourceTree, definition: Definition, name: str, value: Any, ann
         others.append(value * 1.5 or 0.25)
     elif isinstance(value, str):
         others += _words(tree, definition, name, annotation)
+    elif isinstance(value, list | tuple) and value and all(type(item) is int for item in value):
+        others += [[*reversed(value)], [*value[:-1], value[-1] * 2]]
     elif value is None:
         others += [kind for word, kind in (("bool", True), ("int", 2), ("float", 0.5)) if word in annotation][:1]
         others += _words(tree, definition, name, annotation) if "str" in annotation or "Literal" in annotation else []
     if value is not None and "None" in annotation:
         others.append(None)
-    return [other for index, other in enumerate(others) if other != value and other not in others[:index]]
+    held = list(value) if isinstance(value, tuple) else value
+    return [other for index, other in enumerate(others) if other != held and other not in others[:index]]
 
 
 def _words(tree: SourceTree, definition: Definition, name: str, annotation: str) -> list[str]:
