@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 import torch
 
 from porter.parity.argument_cases import argument_cases, latents_case
+from porter.parity.bounds import bound_cases
 from porter.parity.cases import Case, build_cases
 from porter.parity.embeddings import embeddings_case
 from porter.parity.hard_cases import hard_cases
@@ -42,6 +43,7 @@ def all_calls(
     own += [case for case in (embeddings, latents) if case is not None]
     own += argument_cases(call, spec.inputs, dropped)
     own += hard_cases(call, spec.inputs, embeddings, tensors, _patch(reference))
+    own += [case for case in bound_cases(reference.pipeline, spec.inputs) if not set(dropped) & set(case.changes)]
     cases = build_cases(call, spec.inputs, default_size(reference), [*own, *extra])
     return [*cases, Case(name="plain again", again=True)]
 

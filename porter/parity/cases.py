@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from porter.parity.request import PER_PROMPT
 
-UNTIDY_PROMPT = "  A  Caf\u00e9 &amp;amp; the\n\ncat\u2019s \u00e2\u0080\u0099mat\u00a0 <b>in red</b> "
+UNTIDY_PROMPT = "  A  Caf\u00e9 &amp;amp;amp; the\n\ncat\u2019s \u00e2\u0080\u0099mat\u00a0 <b>in red</b> "
 SECOND_PROMPT = "a cat on a mat, in red and blue"
 GUIDANCE = ("guidance_scale", "true_cfg_scale")
 _OTHER_GUIDANCE = ("prior_guidance_scale", "decoder_guidance_scale", "audio_guidance_scale")
