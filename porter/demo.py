@@ -88,7 +88,8 @@ def _save_pictures(case: CaseResult, folder: Path) -> list[Path]:
     if case.pictures is None:
         return []
     written = []
-    for name, uri in (("port.png", case.pictures.port), ("diffusers.png", case.pictures.reference)):
+    shown = case.pictures.encode()
+    for name, uri in (("port.png", shown.port), ("diffusers.png", shown.reference)):
         if uri:
             (folder / name).write_bytes(base64.b64decode(uri.partition(",")[2]))
             written.append(folder / name)

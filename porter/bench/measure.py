@@ -92,7 +92,7 @@ def bench(
         memory="allocated on the device" if device != "cpu" else "growth of the process's resident memory in a call",
         environment={package: metadata.version(package) for package in _PACKAGES},
         modes=modes,
-        pictures=shown,
+        pictures=shown.encode() if shown is not None else None,
         command=_command(name, checkpoint, device, dtype, runs, compiled, with_pictures),
     )
 

@@ -6,7 +6,7 @@ import statistics
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from porter.parity.results import Pictures
+from porter.parity.pictures import Pictures
 
 
 class Times(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class EnginePort:
             self.pipeline.set_progress_bar_config(disable=True)
         align(self.pipeline)
 
-    def run(self, kwargs: dict[str, Any], methods: set[str] | None = None, stop: bool = False) -> Capture:
+    def run(self, kwargs: dict[str, Any], methods: AbstractSet[str] | None = None, stop: bool = False) -> Capture:
         """Send the call as a request."""
 
         def call() -> list[Any]:

@@ -12,6 +12,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,9 @@ from porter.parity.flatten import Leaf, clone_tree, flatten
 STAGE_METHODS = re.compile(
     r"_?(encode_\w+|get_\w*embeds?\w*|get_timesteps|prepare_\w*(latents|image|mask|control|video|ids)\w*)"
 )
+_TIME = re.compile(r"t|(\w+_)?time(steps?\w*)?")
+# Signatures and names of methods, of functions and classes that are asked about at every call.
+_CACHED = 1024
 _COMPONENT_METHODS = ("encode", "decode", "generate")
 _SCHEDULER_METHODS = ("step", "add_noise", "scale_noise")
 _PROCESSOR_METHODS = ("preprocess", "preprocess_video", "postprocess", "postprocess_video")
@@ -105,7 +109,7 @@ def _is_pipeline(item: Any) -> bool:
 
 @contextlib.contextmanager
 def capture(
-    pipeline: Any, methods: set[str] | None = None, stop: bool = False, record: Capture | None = None
+    pipeline: Any, methods: AbstractSet[str] | None = None, stop: bool = False, record: Capture | None = None
 ) -> Iterator[Capture]:
     """Watch ``pipeline`` while the block runs.
 
@@ -141,26 +145,39 @@ def capture(
         yield record
 
 
-def stage_methods(pipeline: Any) -> set[str]:
+def stage_methods(pipeline: Any) -> frozenset[str]:
     """Names of the pipeline's own methods that are stages."""
-    cls = type(pipeline)
+    cls: Any = type(pipeline)
+    return _stage_methods(cls)
+
+
+@functools.lru_cache(_CACHED)
+def _stage_methods(cls: Any) -> frozenset[str]:
     names = (name for name in dir(cls) if STAGE_METHODS.fullmatch(name))
-    return {name for name in names if inspect.isroutine(getattr(cls, name))}
+    return frozenset(name for name in names if inspect.isroutine(getattr(cls, name)))
 
 
 def is_denoiser(module: torch.nn.Module) -> bool:
     """Whether a component is called once a step, by its signature: it is told the time."""
-    return any(name.startswith("timestep") for name in inspect.signature(module.forward).parameters)
+    return any(_TIME.fullmatch(name) for name in _signature(type(module).forward).parameters)
 
 
 def bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments by parameter name with defaults filled in; by position where they do not fit the signature."""
+    if inspect.ismethod(function):  # what it is bound to is the first of its arguments, and no argument of the call
+        named = bind(function.__func__, (function.__self__, *args), kwargs)
+        return {name: value for index, (name, value) in enumerate(named.items()) if index}
     try:
-        bound = inspect.signature(function).bind(*args, **kwargs)
+        bound = _signature(function).bind(*args, **kwargs)
     except (TypeError, ValueError):
         return {**{str(index): value for index, value in enumerate(args)}, **kwargs}
     bound.apply_defaults()
     return dict(bound.arguments)
+
+
+@functools.lru_cache(_CACHED)
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
 
 
 def _watch_method(stack: contextlib.ExitStack, record: Capture, owner: Any, name: str) -> None:
@@ -179,10 +196,11 @@ def _watch_module(stack: contextlib.ExitStack, record: Capture, name: str, modul
     pending: list[tuple[dict[str, Leaf], Any]] = []
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        values = flatten(bind(module.forward, args, kwargs), "args")
+        raw = clone_tree(args), clone_tree(kwargs)
+        values = flatten(bind(module.forward, *raw), "args", copy=False)
         if is_denoiser(module) and (stop or _size(values) > _LARGE):
             record.stop(name, "component", values)
-        pending.append((values, (clone_tree(args), clone_tree(kwargs))))
+        pending.append((values, raw))
 
     def after(_: Any, __: Any, ___: Any, result: Any) -> None:
         values, raw = pending.pop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,35 +13,40 @@ import torch
 Leaf: TypeAlias = np.ndarray | torch.Tensor | str | int | float | bool | None
 
 
-def flatten(value: Any, path: str = "") -> dict[str, Leaf]:
-    """All leaves of ``value`` by path (``a.0.b``), in order."""
-    return dict(_walk(value, path))
+def flatten(value: Any, path: str = "", copy: bool = True) -> dict[str, Leaf]:
+    """All leaves of ``value`` by path (``a.0.b``), in order.
+
+    Args:
+        copy: whether tensors are cloned; left out for what is a copy.
+    """
+    found: dict[str, Leaf] = {}
+    _walk(value, path, copy, found)
+    return found
 
 
-def _walk(value: Any, path: str) -> Iterator[tuple[str, Leaf]]:
+def _walk(value: Any, path: str, copy: bool, found: dict[str, Leaf]) -> None:
+    """Put the leaves of ``value`` into ``found``; what is met most often is asked for first."""
     if value is None or isinstance(value, (str, bool, int, float)):
-        yield path, value
+        found[path] = value
     elif isinstance(value, torch.Tensor):
-        yield path, value.detach().clone()
-    elif isinstance(value, (np.ndarray, np.generic)):
-        yield path, np.array(value)
-    elif isinstance(value, PIL.Image.Image):
-        yield path, np.array(value)
+        found[path] = value.detach().clone() if copy else value.detach()
+    elif isinstance(value, (np.ndarray, np.generic, PIL.Image.Image)):
+        found[path] = np.array(value)
     elif hasattr(value, "to_tuple"):  # diffusers and transformers outputs: the same call may return either form
-        yield from _walk(value.to_tuple(), path)
+        _walk(value.to_tuple(), path, copy, found)
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _walk(item, _join(path, str(key)))
+            _walk(item, _join(path, str(key)), copy, found)
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from _walk(item, _join(path, str(index)))
+            _walk(item, _join(path, str(index)), copy, found)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for item in dataclasses.fields(value):
-            yield from _walk(getattr(value, item.name), _join(path, item.name))
+        for field in dataclasses.fields(value):
+            _walk(getattr(value, field.name), _join(path, field.name), copy, found)
     elif isinstance(getattr(value, "parameters", None), torch.Tensor):  # the VAE's Gaussian
-        yield _join(path, "parameters"), value.parameters.detach().clone()
+        found[_join(path, "parameters")] = value.parameters.detach().clone()
     elif isinstance(value, torch.Generator):
-        yield path, value.get_state()
+        found[path] = value.get_state()
 
 
 def _join(path: str, key: str) -> str:

@@ -68,10 +68,11 @@ def _overview(cases: list[CaseResult]) -> str:
 def _case(case: CaseResult) -> str:
     figures = ""
     if case.pictures is not None:
+        shown = case.pictures.encode()
         named = (
-            ("diffusers", case.pictures.reference),
-            ("port", case.pictures.port),
-            ("difference, stretched", case.pictures.difference),
+            ("diffusers", shown.reference),
+            ("port", shown.port),
+            ("difference, stretched", shown.difference),
         )
         figures = "".join(
             f'<figure><img src="{source}" alt="{label}"><figcaption>{label}</figcaption></figure>'

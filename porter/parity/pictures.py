@@ -1,32 +1,52 @@
-"""The first picture of an output as a PNG data URI, for the report."""
+"""The first picture of an output, kept as it is and written as a PNG data URI when a page asks for it."""
 
 from __future__ import annotations
 
 import base64
 import io
+from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
+from pydantic import BaseModel
 
 from porter.parity.capture import Capture
 from porter.parity.flatten import to_numpy
-from porter.parity.results import Pictures
 
 _LEAST_SIDE = 128
 
 
-def pictures(reference: Capture, port: Capture) -> Pictures | None:
-    """Both sides' first picture and their difference, stretched to full contrast; None if there is none."""
-    mine, its = _first(reference), _first(port)
-    if mine is None:
-        return None
-    found = Pictures(reference=_encode(mine))
-    if its is not None:
-        found.port = _encode(its)
-        if its.shape == mine.shape:
-            delta = np.abs(mine.astype(np.int16) - its.astype(np.int16))
-            found.difference = _encode((delta * (255 / max(1, int(delta.max())))).astype(np.uint8))
-    return found
+class Pictures(BaseModel):
+    """The first picture of an output, on both sides, as PNG data URIs; empty where there is none."""
+
+    reference: str = ""
+    port: str = ""
+    difference: str = ""
+    """Stretched to full contrast."""
+
+
+@dataclass(frozen=True)
+class RawPictures:
+    """The first picture of an output on both sides, each height × width × 3 bytes; None: the port gave none."""
+
+    reference: np.ndarray
+    port: np.ndarray | None
+
+    def encode(self) -> Pictures:
+        """Both sides and their difference, for a page."""
+        found = Pictures(reference=_encode(self.reference))
+        if self.port is not None:
+            found.port = _encode(self.port)
+            if self.port.shape == self.reference.shape:
+                delta = np.abs(self.reference.astype(np.int16) - self.port.astype(np.int16))
+                found.difference = _encode((delta * (255 / max(1, int(delta.max())))).astype(np.uint8))
+        return found
+
+
+def pictures(reference: Capture, port: Capture) -> RawPictures | None:
+    """Both sides' first picture; None if the reference made none."""
+    mine = _first(reference)
+    return None if mine is None else RawPictures(mine, _first(port))
 
 
 def _first(record: Capture) -> np.ndarray | None:

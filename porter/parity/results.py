@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
 from porter.parity.compare import StageResult
 from porter.parity.locate import Location
+from porter.parity.pictures import RawPictures
 from porter.parity.weight_check import WeightReport
 
 CaseVerdict = Literal["parity", "begun", "rejected alike", "differs", "reference not repeatable"]
@@ -23,14 +24,6 @@ Verdict = Literal[
 ]
 
 
-class Pictures(BaseModel):
-    """The first picture of a case's output, on both sides, as PNG data URIs."""
-
-    reference: str = ""
-    port: str = ""
-    difference: str = ""
-
-
 class CaseResult(BaseModel):
     """One call, compared.
 
@@ -38,6 +31,8 @@ class CaseResult(BaseModel):
         verdict: ``begun``: equal as far as it was compared, which was not to its end.
         stopped: whether it was ended on purpose: before its first prediction, or before a call that would be long.
     """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     name: str
     description: str
@@ -55,7 +50,8 @@ class CaseResult(BaseModel):
     port_error: str = ""
     seconds_reference: float = 0.0
     seconds_port: float = 0.0
-    pictures: Pictures | None = Field(default=None, repr=False)
+    pictures: SkipValidation[RawPictures | None] = Field(default=None, repr=False, exclude=True)
+    """For the page; they are not stored."""
 
     @property
     def passed(self) -> bool:
@@ -96,7 +92,7 @@ class ParityReport(BaseModel):
 
     def to_json(self) -> str:
         """The report without the pictures."""
-        return self.model_dump_json(indent=2, exclude={"cases": {"__all__": {"pictures"}}})
+        return self.model_dump_json(indent=2)
 
     @property
     def exit_code(self) -> int:

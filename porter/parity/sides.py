@@ -7,6 +7,7 @@ import random
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,7 +38,7 @@ class Side(Protocol):
 
     pipeline: Any
 
-    def run(self, kwargs: dict[str, Any], methods: set[str] | None = None, stop: bool = False) -> Capture:
+    def run(self, kwargs: dict[str, Any], methods: AbstractSet[str] | None = None, stop: bool = False) -> Capture:
         """Run one call, up to the first prediction if ``stop``; an exception is recorded, not raised."""
         ...
 
@@ -64,7 +65,7 @@ class Reference:
         self.pipeline.set_progress_bar_config(disable=True)
         align(self.pipeline)
 
-    def run(self, kwargs: dict[str, Any], methods: set[str] | None = None, stop: bool = False) -> Capture:
+    def run(self, kwargs: dict[str, Any], methods: AbstractSet[str] | None = None, stop: bool = False) -> Capture:
         """Call the pipeline."""
 
         def call() -> list[Any]:
@@ -92,7 +93,7 @@ class Port:
     def run(
         self,
         kwargs: dict[str, Any],
-        methods: set[str] | None = None,
+        methods: AbstractSet[str] | None = None,
         stop: bool = False,
         into: Capture | None = None,
     ) -> Capture:
@@ -248,7 +249,7 @@ def record(
     pipeline: Any,
     kwargs: dict[str, Any],
     call: Callable[[], list[Any]],
-    methods: set[str] | None,
+    methods: AbstractSet[str] | None,
     stop: bool,
     into: Capture | None = None,
 ) -> Capture:

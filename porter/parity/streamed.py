@@ -6,6 +6,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import torch
@@ -78,7 +79,7 @@ def _run_reference(
     choose: Choose,
     extra: Sequence[Case],
     held: Path,
-) -> tuple[dict[str, tuple[CaseResult, Capture]], list[Case], set[str]]:
+) -> tuple[dict[str, tuple[CaseResult, Capture]], list[Case], AbstractSet[str]]:
     """Results to be, and what diffusers did, by case; the cases; the methods that were watched."""
     methods = stage_methods(reference.pipeline)
     store_weights(reference.pipeline, held / "weights")
@@ -108,7 +109,7 @@ def _run_port(
     port: Port,
     spec: Spec,
     tensors: dict[str, torch.Tensor],
-    methods: set[str],
+    methods: AbstractSet[str],
     device: str,
 ) -> CaseResult:
     """The result of one call, filled in."""
