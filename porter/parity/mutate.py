@@ -11,7 +11,8 @@ import signal
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 
 from porter.parity import checkpoint as checkpoints
 from porter.parity import spec as specs
+from porter.parity.alone import ALONE, compare_alone, variations
 from porter.parity.calls import all_calls
 from porter.parity.capture import Capture, stage_methods
 from porter.parity.cases import Case, half_cases
@@ -41,6 +43,7 @@ _TURNS = "requests in turns"
 _HELPER = '__import__("porter.parity.mutants.faults", fromlist=["faults"])'
 _UNUSED = f"{_HELPER}.Unused()"
 _NOT_USED = "no case uses the value: one that raises when it is used changes nothing"
+_NOTHING_TO_LOSE = "no case has a value there: it is None at every call"
 _CHECK_EVERY = 25
 
 
@@ -84,7 +87,7 @@ def run_mutation(
         survivors = [index for index, result in enumerate(results) if result.verdict == "survived"]
         for index in survivors:  # what single precision hides, half precision may show
             results[index] = bench.explain(chosen[index], results[index])
-        left = [index for index in survivors if results[index].verdict == "survived" and _is_about_types(chosen[index])]
+        left = [index for index in survivors if results[index].verdict == "survived"]
         for index, seen in _in_half_precision([chosen[index] for index in left], folder, spec, models_dir).items():
             results[left[index]] = seen
     report.mutants = results
@@ -130,7 +133,7 @@ def again(report: MutationReport, *, models_dir: str | Path | None = None) -> Mu
                 result = bench.explain(mutant, result) if result.verdict == "survived" else result
             if result.verdict != "survived" or mutant is not None:  # else nothing is planted there any more
                 kept.append(result)
-        left = [n for n, r in enumerate(kept) if r.verdict == "survived" and _is_about_types(found[r.place])]
+        left = [n for n, r in enumerate(kept) if r.verdict == "survived"]
         typed = [found[kept[number].place] for number in left]
         for index, seen in _in_half_precision(typed, folder, bench.spec, models_dir).items():
             kept[left[index]] = seen
@@ -180,6 +183,13 @@ class Bench:
                 with restored(self.reference.pipeline, dict(self.initial)):
                     self.captures[case.name] = self._run(self.reference, case)
         self.turns = self._turn_calls()
+        self.alone = variations(self.reference, self.captures["plain"]) if dtype == "float32" else []
+        self.trials: dict[str, Callable[[Port], str]] = {
+            **{case.name: partial(self._call_differs, case) for case in self.cases},
+            _TURNS: self._turns_differ,
+            ALONE: self._alone_differ,
+        }
+        """What tells whether a port differs: the first stage at which it does, or nothing."""
         self.limit = 60.0
         """Seconds of the processor after which a fault counts as endless."""
         self.reach: dict[str, set[tuple[str, int]]] = {}
@@ -218,13 +228,15 @@ class Bench:
         """
         seen: set[tuple[str, int]] = set()
         started = time.process_time()
-        for case in [*self.cases, None]:  # each on a port of its own: what one call keeps, the next does not compute
-            label = case.name if case else _TURNS
+        for (
+            label,
+            differs,
+        ) in self.trials.items():  # on a port of its own: what one call keeps, the next does not compute
             seen.clear()
             with self.workshop.watched(seen) as port:
                 self.reach.setdefault("", set()).update(seen)
                 seen.clear()
-                stage = self._differs(port, case)
+                stage = differs(port)
             self.reach[label] = set(seen)
             if stage:
                 raise ValueError(f"the port is not at parity, so no fault can be told: {label}: {stage}")
@@ -241,11 +253,9 @@ class Bench:
             ValueError: the port without faults does not pass.
         """
         with self.workshop.planted() as port:
-            for case in [*self.cases, None]:
-                stage = self._differs(port, case)
-                if stage:
-                    name = case.name if case else _TURNS
-                    raise ValueError(f"the port is not at parity, so no fault can be told: {name}: {stage}")
+            for label, differs in self.trials.items():
+                if stage := differs(port):
+                    raise ValueError(f"the port is not at parity, so no fault can be told: {label}: {stage}")
         found = [m for name in modules for m in find_mutants(self.workshop.source(name), name)]
         self.reach[""] = {(mutant.module, line) for mutant in found for line in mutant.lines}
         return found
@@ -282,7 +292,7 @@ class Bench:
 
     def _still_passes(self) -> bool:
         with self.workshop.planted() as port:
-            return not self._differs(port, self.cases[0]) and not self._differs(port, self.cases[-1])
+            return not any(self._call_differs(case, port) for case in (self.cases[0], self.cases[-1]))
 
     def attempt(self, mutant: Mutant, source: bytes | None = None) -> MutantResult:
         """Plant one fault and run the cases that reach it, until one differs."""
@@ -309,27 +319,21 @@ class Bench:
                 return "does not load", "", f"{type(error).__name__}: {rejection(error)}"[:160]
             if not weights.passed:
                 return "killed", "", f"weights: {weights.summary()}"[:160]
-            for case in self._order(mutant):
-                stage = self._differs(port, case)
-                if stage:
-                    return "killed", case.name if case else _TURNS, stage
+            for label in self._that_reach(mutant):
+                if stage := self.trials[label](port):
+                    return "killed", label, stage
         return "survived", "", ""
 
-    def _order(self, mutant: Mutant) -> Iterator[Case | None]:
-        """The cases that reach a fault; None stands for requests in turns."""
+    def _that_reach(self, mutant: Mutant) -> Iterator[str]:
+        """The trials that run the lines of a fault."""
         lines = {(mutant.module, line) for line in mutant.lines}
-        for case in [*self.cases, None]:
-            label = case.name if case else _TURNS
-            at_load = not lines or lines & self.reach.get("", set())
-            if at_load or lines & self.reach.get(label, set()):
-                yield case
+        at_load = not lines or lines & self.reach.get("", set())
+        return (label for label in self.trials if at_load or lines & self.reach.get(label, set()))
 
-    def _differs(self, port: Port, case: Case | None) -> str:
+    def _call_differs(self, case: Case, port: Port) -> str:
         """The first stage at which the port does not do what the reference did; empty if it does."""
         initial = dict(vars(port.pipeline))
         with small_areas(self.reference.pipeline, port.pipeline), restored(port.pipeline, initial):
-            if case is None:
-                return self._turns_differ(port)
             first = self.captures[case.name]
             theirs = self._run(port, case)
         if first.error is not None:
@@ -344,12 +348,18 @@ class Bench:
         if not self.turns or not can_take_turns(port):
             return ""
         torch.manual_seed(0)
+        initial = dict(vars(port.pipeline))
         try:
-            outputs = in_turns(port, [decode(recipe, self.tensors) for recipe, _ in self.turns])
+            with small_areas(self.reference.pipeline, port.pipeline), restored(port.pipeline, initial):
+                outputs = in_turns(port, [decode(recipe, self.tensors) for recipe, _ in self.turns])
         except Exception as error:
             return f"raises {type(error).__name__}"
         same = all(same_leaves(alone, output) for (_, alone), output in zip(self.turns, outputs, strict=True))
         return "" if same else "output"
+
+    def _alone_differ(self, port: Port) -> str:
+        stages = (compare_alone(variation, port.pipeline) for variation in self.alone)
+        return next((stage.stage for stage in stages if stage is not None and stage.failed), "")
 
     def explain(self, mutant: Mutant, result: MutantResult) -> MutantResult:
         """Whether a fault survived because it cannot be seen: nothing uses the value, or the value is the same."""
@@ -361,6 +371,9 @@ class Bench:
             if self.attempt(mutant, poisoned).verdict == "survived":
                 result.verdict, result.reason = "unreached", _NOT_USED
                 return result
+        if mutant.after == "None" and self.attempt(mutant, _both(source, mutant, *span)).verdict == "survived":
+            result.verdict, result.reason = "unreached", _NOTHING_TO_LOSE
+            return result
         reason = proof(mutant, source) or reason_for(mutant)
         if mutant.bug and not mutant.is_default:
             places = places[:1]
@@ -384,10 +397,6 @@ def _both(source: bytes, mutant: Mutant, start: int, end: int) -> bytes:
 
 def _output(capture: Capture) -> dict[str, Any]:
     return next(dict(event.values) for event in capture.events if event.name == "output")
-
-
-def _is_about_types(mutant: Mutant) -> bool:
-    return any(word in mutant.before for word in ("dtype", "float", ".to(", "type_as")) or mutant.bug == 9
 
 
 class _TooLong(BaseException):

@@ -66,7 +66,7 @@ def repeated_in_another_order(node: cst.CSTNode, context: Context) -> Iterator[C
 def mask_lost(node: cst.CSTNode, context: Context) -> Iterator[Change]:
     """A mask is not passed on."""
     if isinstance(node, cst.Arg) and node.keyword is not None and node.keyword.value.endswith("mask"):
-        if context.text(node.value) != "None":
+        if context.text(node.value) not in ("None", "True", "False"):  # whether a tokenizer gives one is a flag
             yield context.replace(node.value, "None")
 
 
