@@ -118,6 +118,10 @@ def forward(self, size, mask, number):
     mask = mask.repeat(number, 1)
     size = size.repeat(number, 1)
     size = size.repeat(number, 1)
+    timestep = size.expand(number)
+    timestep = (1000 - timestep) / 1000
+    mixed = timestep + mask
+    last = rows[-1:].repeat(number, 1), rows[1:].repeat(number, 1), timestep.repeat(2), mixed.repeat(2)
     return size.unsqueeze(0).repeat(number, 1, 1) + mask[None].repeat(number, 1) + mask[0].repeat(number, 1)
 """
 
@@ -129,4 +133,6 @@ def test_a_repeated_row_is_proven_to_be_one_from_the_source_alone():
     assert proven.pop("rows.repeat(number, 1)")
     assert not proven.pop("mask.repeat(number, 1)"), "it was made in a branch"
     assert not proven.pop("mask[0].repeat(number, 1)")
+    assert proven.pop("rows[-1:].repeat(number, 1)") and not proven.pop("rows[1:].repeat(number, 1)")
+    assert proven.pop("timestep.repeat(2)") and not proven.pop("mixed.repeat(2)"), "one number for all rows"
     assert [bool(proof(fault, ROWS)) for fault in planted if fault.before.startswith("size.rep")] == [True, False]

@@ -2,7 +2,8 @@
 
 A tiny checkpoint leaves much untold: two widths are equal, a factor is one, a norm is never made, a mask never given.
 So each denoiser of a pipeline is built anew with one constructor parameter changed, given the same weights on both
-sides, and called as the pipeline called it; and in its own configuration with the masks that the pipeline leaves out.
+sides, and called as the pipeline called it; and in its own configuration with the masks that the pipeline leaves out,
+and with what it denoises longer along one axis.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def variations(reference: Reference, record: Capture) -> list[Variation]:
         config = {key: value for key, value in dict(module.config).items() if not key.startswith("_")}
         tried: list[tuple[str, dict[str, Any], Call]] = [("its own configuration", {}, event.raw)]
         tried += [(label, change, event.raw) for label, change in variants(tree, definition, config)]
-        tried += [(label, {}, call) for label, call in _masked(module, event.raw)]
+        tried += [(label, {}, call) for label, call in (*_masked(module, event.raw), *_longer(module, event.raw))]
         made = (_variation(name, type(module), label, config | change, call) for label, change, call in tried)
         found += [each for each in made if each is not None]
     return found
@@ -142,3 +143,17 @@ def _masked(module: torch.nn.Module, call: Call) -> Iterator[tuple[str, Call]]:
             mask = torch.ones(batch, length, dtype=torch.bool)
             mask[:, -max(1, length // 3) :] = False
             yield f"{name} of {length}", (args, {**kwargs, name: mask})
+
+
+def _longer(module: torch.nn.Module, call: Call) -> Iterator[tuple[str, Call]]:
+    """The call with its first argument, be it a tensor or a list of them, twice as long along one of its axes."""
+    args, kwargs = call
+    name, value = next(iter(bind(module.forward, args, kwargs).items()), ("", None))
+    tensors: list[Any] = value if isinstance(value, list) else [value]
+    if not tensors or not all(isinstance(item, torch.Tensor) for item in tensors):
+        return
+    for axis in range(0 if tensors is value else 1, tensors[0].ndim):  # the first axis of a single tensor is the batch
+        items = [torch.cat([item, item * 0.5], dim=axis) for item in tensors]
+        changed = items if tensors is value else items[0]
+        given = ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, name: changed})
+        yield f"{name} longer along axis {axis}", given

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -40,6 +41,7 @@ from porter.parity.weight_check import check_weights
 _LEAST_SECONDS = 5.0
 _TIMES = 3
 _TURNS = "requests in turns"
+_HELD = "what a request holds"
 _HELPER = '__import__("porter.parity.mutants.faults", fromlist=["faults"])'
 _UNUSED = f"{_HELPER}.Unused()"
 _NOT_USED = "no case uses the value: one that raises when it is used changes nothing"
@@ -187,9 +189,12 @@ class Bench:
         self.trials: dict[str, Callable[[Port], str]] = {
             **{case.name: partial(self._call_differs, case) for case in self.cases},
             _TURNS: self._turns_differ,
+            _HELD: self._held_differs,
             ALONE: self._alone_differ,
         }
         """What tells whether a port differs: the first stage at which it does, or nothing."""
+        self.held: list[tuple[Any, ...]] | None = None
+        """Of the port without faults: limit, bytes, results, how often these were handed out, how many were stale."""
         self.limit = 60.0
         """Seconds of the processor after which a fault counts as endless."""
         self.reach: dict[str, set[tuple[str, int]]] = {}
@@ -356,6 +361,29 @@ class Bench:
             return f"raises {type(error).__name__}"
         same = all(same_leaves(alone, output) for (_, alone), output in zip(self.turns, outputs, strict=True))
         return "" if same else "output"
+
+    def _held_differs(self, port: Port) -> str:
+        """Whether a request holds other results for its steps, or says so, than without a fault."""
+        module = sys.modules[f"{self.workshop.package}.stepwise"]
+        held = getattr(module, "Invariants", None)
+        if held is None:
+            return ""
+        made: list[Any] = []
+
+        class Noted(held):  # type: ignore[misc, valid-type]
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                made.append(self)
+
+        vars(module)["Invariants"] = Noted
+        try:
+            self._call_differs(self.cases[0], port)
+        finally:
+            vars(module)["Invariants"] = held
+        told = [(each.limit, each.nbytes, each.results, each.hits, each.stale) for each in made]
+        if self.held is None:
+            self.held = told
+        return "" if told == self.held else "results held"
 
     def _alone_differ(self, port: Port) -> str:
         stages = (compare_alone(variation, port.pipeline) for variation in self.alone)

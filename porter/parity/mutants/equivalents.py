@@ -46,7 +46,8 @@ def reason_for(mutant: Mutant) -> str:
 def proof(mutant: Mutant, source: bytes) -> str:
     """Why a fault cannot change anything, by the source alone; empty if that does not follow from it.
 
-    One row is the same repeated as a whole or by itself: proven where the receiver has one row by construction.
+    Equal rows are the same repeated as a whole or each by itself: proven where the receiver has one row, or one value
+    in all of them, by construction.
     """
     if mutant.mutator != "repeated-in-another-order":
         return ""
@@ -58,10 +59,14 @@ def proof(mutant: Mutant, source: bytes) -> str:
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
         return ""
     function = _function(ast.parse(source), mutant)
-    if function is None or not _one_row(call.func.value, function, mutant.line, 3):
+    if function is None:
         return ""
     held = ast.unparse(call.func.value)
-    return f"{held} has one row by construction: repeated as a whole or by itself, the rows are the same"
+    if _one_row(call.func.value, function, mutant.line, 3):
+        return f"{held} has one row by construction: repeated as a whole or by itself, the rows are the same"
+    if _one_value(call.func.value, function, mutant.line, 3):
+        return f"{held} is one value for every row by construction: in whatever order, the rows are the same"
+    return ""
 
 
 def _function(tree: ast.Module, mutant: Mutant) -> ast.FunctionDef | None:
@@ -79,9 +84,9 @@ def _one_row(value: ast.expr, function: ast.FunctionDef, line: int, depth: int) 
     if isinstance(value, ast.Name):
         made = _only_value(value.id, function, line)
         return made is not None and depth > 0 and _one_row(made, function, made.lineno, depth - 1)
-    if isinstance(value, ast.Subscript):  # x[None, …]
+    if isinstance(value, ast.Subscript):  # x[None, …], x[-1:], x[:1]
         first = value.slice.elts[0] if isinstance(value.slice, ast.Tuple) and value.slice.elts else value.slice
-        return isinstance(first, ast.Constant) and first.value is None
+        return ast.unparse(first) in ("None", "-1:", ":1", "0:1")
     if not (isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute)):
         return False
     name, arguments = value.func.attr, value.args
@@ -94,6 +99,23 @@ def _one_row(value: ast.expr, function: ast.FunctionDef, line: int, depth: int) 
         return len(texts) > 1 and texts[0] == "1"
     keeps = name in ("to", "float", "type_as", "contiguous", "clone")
     return keeps and _one_row(value.func.value, function, line, depth)
+
+
+def _one_value(value: ast.expr, function: ast.FunctionDef, line: int, depth: int) -> bool:
+    """Whether all rows of a vector are the same number: a scalar expanded, and what is computed from it and numbers."""
+    if isinstance(value, ast.Name):
+        made = _only_value(value.id, function, line)
+        return made is not None and depth > 0 and _one_value(made, function, made.lineno, depth - 1)
+    if isinstance(value, ast.BinOp):
+        sides = (value.left, value.right)
+        return any(isinstance(side, ast.Constant) for side in sides) and any(
+            _one_value(side, function, line, depth) for side in sides if not isinstance(side, ast.Constant)
+        )
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute):
+        if value.func.attr == "expand":  # to one axis: what it stands on has none, or one of length 1
+            return len(value.args) == 1 and isinstance(value.func.value, ast.Name)
+        return value.func.attr == "to" and _one_value(value.func.value, function, line, depth)
+    return False
 
 
 def _only_value(name: str, function: ast.FunctionDef, line: int) -> ast.expr | None:

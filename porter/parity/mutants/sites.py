@@ -1,7 +1,7 @@
 """Finds the places in a module where mutators apply.
 
 Left out is what no result can depend on: annotations, decorators, docstrings, imports, messages of errors and logs,
-names of layers for quantisation, what parameters hold before they are loaded.
+names of layers for quantisation, what parameters hold before they are loaded, what concerns a GPU or where one is.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ KNOWN_BUGS: Mapping[str, tuple[int, _Mutator]] = known.MUTATORS
 """Number and mutator of bugs that ports made by hand had, by name."""
 
 _SILENT_CALLS = ("logger.", "warnings.", "deprecate", "refuse_parallelism", "self.setup_diffusion_pipeline_profiler")
-_SILENT_ARGUMENTS = frozenset(("prefix", "quant_config", "desc", "return_bias"))
-_SILENT_FUNCTIONS = frozenset(("load_component", "_stand_ins", "od_config_device"))
+_OF_A_GPU = ('torch.amp.autocast("cuda"', 'torch.autocast("cuda"', "torch.cuda.")
+# What they say decides about no value: names of layers, where files are looked for.
+_SILENT_ARGUMENTS = frozenset(("prefix", "quant_config", "desc", "return_bias", "fall_back_to_pt"))
+# They find components, and the device of one: there is one device here.
+_SILENT_FUNCTIONS = frozenset(("load_component", "_stand_ins", "od_config_device", "get_module_execution_device"))
 # They serve several ranks only; docs/features.md lists what was proven on them.
 _PARALLEL_FUNCTIONS = frozenset(
     "attention_plan rank_share refuse_parallelism distributed_class decoding_for_all _by_rank _half".split()
@@ -56,6 +59,8 @@ class _Finder(cst.CSTVisitor):
         if isinstance(node, (cst.Annotation, cst.Decorator, cst.Raise, cst.Assert, cst.Import, cst.ImportFrom)):
             return False
         if isinstance(node, cst.Call) and context.text(node.func).startswith(_SILENT_CALLS):
+            return False
+        if isinstance(node, cst.Call) and context.text(node).startswith(_OF_A_GPU):
             return False
         if isinstance(node, cst.Call) and context.text(node.func).endswith("nn.Parameter"):
             return False  # a value to begin with, which loading replaces
