@@ -29,7 +29,8 @@ from porter.rules.engine import (
     visit,
 )
 from porter.rules.fold import dotted
-from porter.rules.pipeline.predictions import GUIDED, Prediction, denoisers, find_prediction, joined_along
+from porter.rules.pipeline.halves import branches_along, forward_parameters
+from porter.rules.pipeline.predictions import GUIDED, Prediction, denoisers, find_prediction
 from porter.source.walk import walk
 
 MIXIN = ("vllm_omni.diffusion.distributed.cfg_parallel", "CFGParallelMixin")
@@ -252,22 +253,16 @@ class _Blocks(cst.CSTTransformer):
 
     def _one_call(self, body: list[Any], at: int, prediction: Prediction) -> list[Any] | None:
         test = _doubled_when(body, at, prediction)
-        arguments = prediction.keywords(self._signature(prediction)) if test is not None else None
+        parameters_of_model = forward_parameters(self.facts, prediction.model)
+        arguments = prediction.keywords(list(parameters_of_model)) if test is not None else None
         if test is None or arguments is None:
             return None
-        along = joined_along(self.forward, arguments)
+        along = branches_along(self.facts, self.forward, prediction, arguments, parameters_of_model)
         called = make_call("predict_halves", ["self", code(test), *([repr(along)] if along else []), *arguments])
         self._methods(prediction, BOTH)
         self.needs = {"single", "predict_halves"}
         assign = prediction.statement.body[0].with_changes(value=called)
         return [*body[:at], prediction.statement.with_changes(body=[assign]), *body[at + 1 :]]
-
-    def _signature(self, prediction: Prediction) -> list[str]:
-        """Parameters of the model's forward, by position."""
-        name = prediction.model.removeprefix("self.")
-        model = next((c.converted[0] for c in self.facts.components if c.name == name and c.converted), None)
-        functions = [i for i in getattr(model.node, "body", []) if getattr(i, "name", "") == "forward"] if model else []
-        return [a.arg for f in functions for a in f.args.args][1:]
 
     def _methods(self, prediction: Prediction, combine: str) -> None:
         texts = [combine]
