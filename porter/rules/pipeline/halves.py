@@ -5,19 +5,65 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
+from typing import Any
 
 import libcst as cst
 
 from porter.facts.guided import GuidedNames, rows_along, speaks_of_guidance
 from porter.facts.pipeline import PipelineFacts
-from porter.rules.engine import code, nodes, to_ast
+from porter.rules.engine import code, names_bound, names_in, names_read, nodes, to_ast
+from porter.rules.fold import dotted
 from porter.rules.pipeline.predictions import GUIDED, Prediction
 from porter.source.walk import walk
 
 # Two values joined along a dimension behind the first.
 JOIN = re.compile(r"torch\.(?:cat|concat)\(\[\w+, \w+\], (?:dim=)?([1-9])\)")
+# Something twice, one below the other.
+DOUBLED = re.compile(r"\.repeat\(2\b|\bcat\(\[(\w+), \1\]|\] \* 2\b")
 # Annotations of arguments that have no samples: settings.
 SETTINGS = re.compile(r"(Optional\[)?(bool|int|float|str|[Dd]ict\b.*?)(\]| \| None)*")
+
+
+def doubled_when(body: list[Any], at: int, prediction: Prediction) -> cst.BaseExpression | None:
+    """The test under which a batch holds both branches: what doubles it, or what takes its result apart.
+
+    Args:
+        body: the statements around the prediction.
+        at: where it stands among them.
+        prediction: the call of the model.
+    """
+    for item in body[:at]:
+        for node in nodes(item, cst.IfExp):
+            if re.search(r"\* 2\b|\bcat\(\[(\w+), \1\]", code(node.body)) and dotted(node.orelse):
+                return node.test
+    after = [item for item in body[at + 1 :] if isinstance(item, cst.If)]
+    after = [item for item in after if prediction.names & set(names_in(item.body))]
+    for item in after:
+        if ".chunk(2" in code(item.body):
+            return item.test
+    tests = {code(item.test) for item in after}
+    for index, item in enumerate(body[:at]):
+        if isinstance(item, cst.If) and code(item.test) in tests and GUIDED.search(code(item.test)):
+            between = body[index + 1 : at]
+            rebound = {name for other in between for name in names_bound(other)} & set(names_in(item.test))
+            if not rebound and _doubled(item) & _read_through(between, prediction):
+                return item.test
+    return None
+
+
+def _doubled(item: cst.If) -> set[str]:
+    """Variables that hold something twice after the body of a test."""
+    assigns = nodes(item.body, cst.Assign)
+    return {code(a.targets[0].target) for a in assigns if len(a.targets) == 1 and DOUBLED.search(code(a.value))}
+
+
+def _read_through(between: list[Any], prediction: Prediction) -> set[str]:
+    """Variables that a prediction is given, itself or by way of the statements before it."""
+    wanted = set(names_in(prediction.call))
+    for item in reversed(between):
+        if wanted & set(names_bound(item)):
+            wanted |= set(names_read(item))
+    return wanted
 
 
 def forward_parameters(facts: PipelineFacts, model: str) -> dict[str, str]:
