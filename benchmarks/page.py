@@ -98,8 +98,8 @@ def table(cases: dict[str, Any]) -> list[str]:
 
 def told(compiling: dict[str, Any]) -> str:
     """What dynamo did for one side, in words."""
-    later = f", {compiling['later']} graphs later" if compiling["later"] else ""
-    return f"{compiling['graphs']} graphs, {compiling['breaks']} breaks{later}"
+    later = f", later graphs: {compiling['later']}" if compiling["later"] else ""
+    return f"graphs: {compiling['graphs']}, breaks: {compiling['breaks']}{later}"
 
 
 if __name__ == "__main__":
