@@ -1,26 +1,35 @@
 """Time ports against diffusers, in one process and by turns: the denoiser, a whole step, and the overhead of code.
 
-    python benchmarks/denoiser.py [--runs 5] [--only CASE …] [--compiled] [-o benchmarks/results/denoiser.json]
+    python benchmarks/denoiser.py [--runs 5] [--only CASE …] [--compiled whole|blocks] [-o RESULTS.json]
 
 Medium configurations (16 heads of 64, 1,024 image tokens, 128 text tokens) say what arithmetic costs, tiny ones what
 everything around it does. CPU seconds of one thread are counted, not the time that passes, so that a busy machine does
 no harm; each run measures both sides, and who begins changes. Adds to the results that are there, and makes
 ``docs/performance.md`` from them.
+
+With ``--compiled`` inductor compiles both sides, in the same way: ``whole`` the denoiser's forward, ``blocks`` that of
+each repeated block, as vLLM-Omni does. The first run, which compiles, does not count. What dynamo made of each side is
+kept beside the times: graphs, breaks between them, and graphs that only later runs asked for.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import page
 import torch
+from torch._dynamo.utils import counters
 
 from porter.bench.results import Times
 from porter.parity import checkpoint as checkpoints
@@ -29,8 +38,6 @@ from porter.parity.recipes import decode
 from porter.parity.request import to_request
 from porter.parity.sides import Port, Reference, small_areas
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS, PAGE = ROOT / "benchmarks" / "results" / "denoiser.json", ROOT / "docs" / "performance.md"
 DENOISERS = ("transformer", "transformer_2", "unet", "prior")
 # A word is a token or two of the tiny tokenizers: enough for 128 of them.
 TEXT = "a painting of a squirrel that eats a burger " * 15
@@ -53,6 +60,7 @@ class Case:
     changes: dict[str, Any] = field(default_factory=dict)
 
 
+COMPILED = ("whole", "blocks")
 WIDE: dict[str, Any] = {"num_attention_heads": 16, "attention_head_dim": 64}
 CASES = {
     "Qwen-Image, medium": Case(
@@ -73,6 +81,7 @@ CASES = {
     "Sana, tiny": Case("SanaPipeline"),
     "Stable Diffusion 3, tiny": Case("StableDiffusion3Pipeline"),
     "Z-Image, tiny": Case("ZImagePipeline"),
+    "Lumina2, tiny": Case("Lumina2Pipeline"),
 }
 
 
@@ -80,26 +89,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), metavar="CASE")
-    parser.add_argument("--compiled", action="store_true", help="compile the denoiser's forward on both sides")
+    parser.add_argument(
+        "--compiled", choices=COMPILED, default=None, help="what to compile on both sides; else nothing"
+    )
     parser.add_argument("--models-dir", default=None, metavar="DIR", help="folder of ports; the committed ones if none")
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS)
+    parser.add_argument("-o", "--output", type=Path, default=page.STEPS)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a pool of processes would import torch first
     for name in args.only:
-        label = f"{name}, compiled" if args.compiled else name
+        label = f"{name}, {args.compiled} compiled" if args.compiled else name
         found = measure(CASES[name], args.runs, args.compiled, args.models_dir)
         keep(args.output, label, found)
         told = ", ".join(f"{key} {value['ratio']:.3f}" for key, value in found["quantities"].items())
         print(f"{label}: {told}", flush=True)
-    if args.output == RESULTS:
-        PAGE.write_text(page(json.loads(RESULTS.read_text("utf-8"))), "utf-8")
+    if args.output == page.STEPS:
+        page.write()
 
 
-def measure(case: Case, runs: int, compiled: bool, models_dir: str | None) -> dict[str, Any]:
+def measure(case: Case, runs: int, compiled: str | None, models_dir: str | None) -> dict[str, Any]:
     """Both sides by turns: CPU seconds of a call of the denoiser and of a whole step, and port to diffusers."""
     recipe = {**specs.read(case.pipeline).inputs, **case.changes}
     tokens = recipe.pop("tokens", None)
     seconds: dict[str, dict[str, list[float]]] = {"diffusers": {}, "port": {}}
+    compiling: dict[str, Compiling] = {side: Compiling() for side in seconds}
+    torch.compiler.reset()
     with tempfile.TemporaryDirectory(prefix="porter-bench-") as folder:
         checkpoint = checkpoints.build(case.pipeline, folder, configs=case.configs)
         theirs, ours = Reference(checkpoint, "cpu", torch.float32), Port(checkpoint, models_dir, "cpu", "float32")
@@ -112,11 +126,13 @@ def measure(case: Case, runs: int, compiled: bool, models_dir: str | None) -> di
             "port": lambda made: ours.omni.generate(*to_request(decode(made, {}))),
         }
         pipelines = {"diffusers": theirs.pipeline, "port": ours.pipeline}
-        clocks = {side: Clock(pipeline, compiled) for side, pipeline in pipelines.items()}
+        blocks = [name for model in denoisers(ours.pipeline) for name in getattr(model, "_repeated_blocks", ())]
+        clocks = {side: Clock(pipeline, compiled, blocks) for side, pipeline in pipelines.items()}
         with small_areas(*pipelines.values()):
             for run in range(-1, runs):
                 for side in sorted(calls, reverse=run % 2 == 1):
-                    found = one(calls[side], clocks[side], recipe, case.steps)
+                    with compiling[side].counting(first=run < 0):
+                        found = one(calls[side], clocks[side], recipe, case.steps)
                     for name, value in found.items() if run >= 0 else ():
                         seconds[side].setdefault(name, []).append(value)
     quantities = {}
@@ -128,18 +144,51 @@ def measure(case: Case, runs: int, compiled: bool, models_dir: str | None) -> di
             # Of neighbours in time, so that what the machine does besides meets both.
             "ratio": statistics.median(b / a for a, b in zip(its, mine, strict=True)),
         }
-    return {"pipeline": case.pipeline, "steps": case.steps, "runs": runs, "quantities": quantities}
+    told = {"compiling": {side: vars(found) for side, found in compiling.items()}} if compiled else {}
+    return {"pipeline": case.pipeline, "steps": case.steps, "runs": runs, "quantities": quantities, **told}
+
+
+def denoisers(pipeline: Any) -> list[torch.nn.Module]:
+    """The models that a step of a pipeline calls."""
+    found = (getattr(pipeline, name, None) for name in DENOISERS)
+    return [module for module in found if isinstance(module, torch.nn.Module)]
+
+
+@dataclass
+class Compiling:
+    """What dynamo did for one side.
+
+    Attributes:
+        graphs: that it captured in the first run.
+        breaks: of graphs, in the first run.
+        later: graphs that it captured in the runs that count, which then were not of compiled code alone.
+    """
+
+    graphs: int = 0
+    breaks: int = 0
+    later: int = 0
+
+    @contextlib.contextmanager
+    def counting(self, first: bool) -> Iterator[None]:
+        """Count what happens in the block."""
+        counters.clear()
+        yield
+        graphs = counters["stats"]["unique_graphs"]
+        if first:
+            self.graphs, self.breaks = graphs, sum(counters["graph_break"].values())
+        else:
+            self.later += graphs
 
 
 class Clock:
     """Counts the CPU seconds of a pipeline's denoisers."""
 
-    def __init__(self, pipeline: Any, compiled: bool) -> None:
+    def __init__(self, pipeline: Any, compiled: str | None, blocks: list[str]) -> None:
         self.seconds: list[float] = []
-        found = (getattr(pipeline, name, None) for name in DENOISERS)
-        for module in (module for module in found if isinstance(module, torch.nn.Module)):
-            if compiled:
-                module.forward = torch.compile(module.forward)  # type: ignore[method-assign]
+        for module in denoisers(pipeline):
+            chosen = [m for m in module.modules() if type(m).__name__ in blocks] if compiled == "blocks" else [module]
+            for part in chosen if compiled else ():
+                part.forward = torch.compile(part.forward)  # type: ignore[method-assign]
             module.register_forward_pre_hook(lambda *_: self.seconds.append(-time.process_time()))
             module.register_forward_hook(self._end)
 
@@ -167,31 +216,6 @@ def keep(file: Path, label: str, found: dict[str, Any]) -> None:
     held.setdefault("cases", {})[label] = found
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(held, indent=1) + "\n", "utf-8")
-
-
-def page(results: dict[str, Any]) -> str:
-    """The page of a set of results."""
-    versions = ", ".join(f"{name} {version}" for name, version in results["environment"].items())
-    lines = [
-        "# Speed",
-        "",
-        "Ports in `porter.runtime` against diffusers, float32, one thread of a CPU, both in one process and by turns",
-        f"(`python benchmarks/denoiser.py`; {versions}).",
-        "CPU milliseconds, medians; the ratio is the median over runs of port to diffusers: below 1 the port needs",
-        "less. Differences under 5 % are noise.",
-        "",
-        "Medium: 16 heads of 64, 1,024 image and 128 text tokens, Qwen-Image with 4 layers, Flux with 2 + 4. Tiny",
-        "models have next to no arithmetic: what is left is the overhead of code; on a machine that is busy with other",
-        "things these vary by a tenth from run to run.",
-        "",
-        "| case | quantity | diffusers | port | ratio |",
-        "|---|---|---|---|---|",
-    ]
-    for label, case in results["cases"].items():
-        for name, found in case["quantities"].items():
-            its, mine = (found[side]["median"] * 1e3 for side in ("diffusers", "port"))
-            lines.append(f"| {label} | {name} | {its:.4g} | {mine:.4g} | {found['ratio']:.3f} |")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

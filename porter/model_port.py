@@ -21,7 +21,7 @@ from porter.facts.tiers import DEEPEST, left_out
 from porter.rules.build import Builder, PortedFile
 from porter.rules.engine import INVARIANTS, Residue
 from porter.rules.model.cache_blocks import cache_blocks
-from porter.rules.model.hoisting import ONCE, HoistInvariants
+from porter.rules.model.hoisting import HoistInvariants, held_by
 from porter.rules.model.rewrite import ModelRewriter
 from porter.rules.model.split import record_all, split_over_ranks
 from porter.source import Definition, SourceError, SourceTree
@@ -117,8 +117,7 @@ def _hoist(built: PortedFile, tree: SourceTree, model: Definition, tier: str) ->
     rule = HoistInvariants()
     built.nodes[:], changed = rule.apply(built.nodes, model.name, built.imports, tree)
     record_all(built, rule.name, built.nodes, changed)
-    if changed:
-        built.relative[ONCE] = INVARIANTS.removeprefix(".")
+    built.relative |= dict.fromkeys(held_by(built.nodes[place] for place in changed), INVARIANTS.removeprefix("."))
     reason = "nothing that its forward calls depends on the request alone"
     built.features["hoisting"] = Feature(DERIVED) if changed else Feature(NOT_APPLICABLE, reason)
 

@@ -27,7 +27,7 @@ from porter.rules.engine import INVARIANTS, Context, Rule, method, parameters, w
 from porter.rules.fold import NOT_NONE
 from porter.rules.model.cache_blocks import imports
 from porter.rules.model.classic_attention import ClassicAttention, class_name
-from porter.rules.model.hoisting import ONCE
+from porter.rules.model.hoisting import held_by
 from porter.rules.model.processors import FoldProcessor
 from porter.rules.model.sequence_parallel import helpers
 from porter.rules.model.sites import AttentionSites, plan_for
@@ -374,7 +374,8 @@ def _hoist(rule: type[Rule], example: Example) -> None:
     if changed:
         example.parsed = example.parsed.with_changes(body=nodes)
         example.ctx.used(rule())
-        example.ctx.need(INVARIANTS, ONCE)
+        for name in held_by(nodes):
+            example.ctx.need(INVARIANTS, name)
 
 
 def _cache_blocks(rule: type[Rule], example: Example) -> None:

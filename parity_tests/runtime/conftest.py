@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
+import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
 from safetensors.torch import save_file
+
+from porter.emit.templates import fill
 
 TRANSFORMER = """
 import torch
@@ -151,3 +158,18 @@ def checkpoint(tmp_path: Path, toy_state: dict[str, torch.Tensor]) -> Path:
     (folder / "transformer" / "config.json").write_text(json.dumps(config))
     save_file(toy_state, folder / "transformer" / "diffusion_pytorch_model.safetensors")
     return folder
+
+
+@pytest.fixture(scope="module")
+def stepwise(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    """The file that a family has, with a support file of two functions."""
+    folder = tmp_path_factory.mktemp("families") / "batching_family"
+    folder.mkdir()
+    for name in ("stepwise", "invariants"):
+        text = re.sub(r"from vllm(_omni)?\.", "from porter.runtime.", fill(f"{name}.py.j2"))
+        (folder / f"{name}.py").write_text(text)
+    (folder / "support.py").write_text("cache_branches = print\nrequest_state = lambda request: request.requests[0]\n")
+    (folder / "__init__.py").touch()
+    sys.path.insert(0, str(folder.parent))
+    yield importlib.import_module("batching_family.stepwise")
+    sys.path.remove(str(folder.parent))

@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import re
-import sys
 import textwrap
-from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from porter.emit.templates import fill
 from porter.facts.batching import batch_refusal
 from porter.runtime.diffusion.data import DiffusionOutput
 from porter.runtime.diffusion.request import OmniDiffusionRequest
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.inputs.data import OmniDiffusionSamplingParams
-
-
-@pytest.fixture(scope="module")
-def stepwise(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """The file that a family has, with a support file of two functions."""
-    folder = tmp_path_factory.mktemp("families") / "batching_family"
-    folder.mkdir()
-    for name in ("stepwise", "invariants"):
-        text = re.sub(r"from vllm(_omni)?\.", "from porter.runtime.", fill(f"{name}.py.j2"))
-        (folder / f"{name}.py").write_text(text)
-    (folder / "support.py").write_text("cache_branches = print\nrequest_state = lambda request: request.requests[0]\n")
-    (folder / "__init__.py").touch()
-    sys.path.insert(0, str(folder.parent))
-    yield importlib.import_module("batching_family.stepwise")
-    sys.path.remove(str(folder.parent))
 
 
 def request(prompt: Any, seed: int | None = 0, **settings: Any) -> OmniDiffusionRequest:

@@ -118,7 +118,7 @@ def test_a_watched_module_runs_each_time(invariants):
         call(invariants, held, model, text)
     assert len(seen) == 2 and held.results == 0
     replaced = Counted()
-    replaced.forward = lambda x: x + 1  # as the engine's hooks and its regional compilation do
+    replaced.forward = lambda x: x + 1  # as the engine's hooks do
     for _ in range(2):
         call(invariants, held, replaced, text)
     assert held.results == 0
@@ -189,6 +189,40 @@ def test_a_block_that_asks_compiles_into_one_graph(invariants):
         assert torch.equal(result, block(x, text))
     torch._dynamo.reset()
     assert held.results == 1  # of the plain call
+
+
+def test_a_module_that_is_compiled_is_held_like_any_other(invariants):
+    model, text = Counted(), torch.randn(3, 4)
+    model.forward = torch.compile(model.forward, backend="eager")  # as the engine's regional compilation does
+    other = Counted()
+    other.compile(backend="eager")  # as that of diffusers does
+    held, _ = request(invariants, text=text)
+    results = [call(invariants, held, module, text) for module in (model, model, other, other)]
+    torch._dynamo.reset()
+    assert results[0] is results[1] and results[2] is results[3] and held.results == 2
+    assert torch.equal(results[0], model.linear(text))
+
+
+def test_what_ends_a_graph_is_held_in_compiled_code_too(invariants):
+    calls = []
+
+    def table(mask):
+        calls.append(1)
+        return torch.arange(int(mask.sum().item()))
+
+    def forward(x, mask):
+        return x * 2 + invariants.once_apart(table, mask) * 3
+
+    x, mask = torch.randn(3), torch.ones(3)
+    held, _ = request(invariants, mask=mask)
+    with torch.no_grad(), invariants.holding(held):
+        compiled = torch.compile(forward, backend="eager")
+        torch._dynamo.utils.counters.clear()
+        results = [compiled(x, mask) for _ in range(3)]
+        breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
+    torch._dynamo.reset()
+    assert len(calls) == 1 and held.results == 1 and breaks == 1
+    assert all(torch.equal(result, forward(x, mask)) for result in results)
 
 
 def test_the_objects_of_the_step_before_are_known_until_something_happens_to_them(invariants):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
 from typing import Any
 
 import libcst as cst
@@ -14,7 +15,7 @@ from porter.rules.engine import SAME, Rule, code, to_ast, visit
 from porter.rules.model.apart import set_apart
 from porter.source import SourceTree
 
-ONCE = "once"
+ONCE, ONCE_APART = "once", "once_apart"
 
 
 class HoistInvariants(Rule):
@@ -27,7 +28,8 @@ class HoistInvariants(Rule):
     never written to since, that it was computed from, so a wrapped call computes what it did, bit for bit.
 
     What a method computes inline, position tables made of a mask's lengths, say, becomes a method of its own where a
-    held call is given its result (:mod:`porter.facts.runs`); alone it is not worth a line.
+    held call is given its result (:mod:`porter.facts.runs`); alone it is not worth a line. If it asks tensors for their
+    values, ``torch.compile`` could not go through it; it is left out as a whole then.
     """
 
     name = "hoist-invariants"
@@ -131,7 +133,7 @@ class HoistInvariants(Rule):
                 def forward(self, hidden_states, encoder_hidden_states, mask):
                     height = hidden_states.shape[2]
                     # Positions of the text.
-                    lengths = mask.sum(dim=1)
+                    lengths = mask.sum(dim=1).tolist()
                     table = torch.zeros(2, height)
                     table[:, : len(lengths)] = self.tables.dim
                     for layer in self.refiner:
@@ -166,7 +168,7 @@ class HoistInvariants(Rule):
                     self.refiner = nn.ModuleList([ExampleRefiner(dim) for _ in range(2)])
 
                 def _steady_part_of_forward(self, height, mask):
-                    lengths = mask.sum(dim=1)
+                    lengths = mask.sum(dim=1).tolist()
                     table = torch.zeros(2, height)
                     table[:, : len(lengths)] = self.tables.dim
                     return table
@@ -174,7 +176,7 @@ class HoistInvariants(Rule):
                 def forward(self, hidden_states, encoder_hidden_states, mask):
                     height = hidden_states.shape[2]
                     # Positions of the text.
-                    table = once(self._steady_part_of_forward, height, mask)
+                    table = once_apart(self._steady_part_of_forward, height, mask)
                     for layer in self.refiner:
                         encoder_hidden_states = (once(layer, encoder_hidden_states, table))
                     return hidden_states + encoder_hidden_states
@@ -217,10 +219,16 @@ class HoistInvariants(Rule):
                 nodes[place] = visit(node, _Wrap(calls))
                 runs = [site for site in sites if isinstance(site, Run)]
                 if runs:
-                    nodes[place] = set_apart(nodes[place], runs, ONCE)
+                    nodes[place] = set_apart(nodes[place], runs, ONCE, ONCE_APART)
                 if nodes[place] is not node:
                     changed.append(place)
         return nodes, changed
+
+
+def held_by(definitions: Iterable[Any]) -> list[str]:
+    """The functions that hold results, of those that some definitions call."""
+    texts = [code(node) for node in definitions]
+    return [name for name in (ONCE, ONCE_APART) if any(f"{name}(" in text for text in texts)]
 
 
 class _Wrap(cst.CSTTransformer):

@@ -15,10 +15,10 @@ from porter.rules.fold import dotted, only
 # How a prediction is taken from what the model returns.
 RESULT = re.compile(r"MODEL(?:\[0\]|\.sample|\.\w*embedding)(?:\.float\(\)|\.to\(torch\.float32\)|\.clone\(\))?")
 
+# The name of what nobody reads.
+UNUSED = "_"
 # What the parameters and tests of classifier-free guidance are called.
 GUIDED = re.compile(r"guidance|cfg|negative_prompt")
-# Two values joined along a dimension behind the first.
-JOIN = re.compile(r"torch\.(?:cat|concat)\(\[\w+, \w+\], (?:dim=)?([1-9])\)")
 
 
 def denoisers(facts: PipelineFacts, function: cst.FunctionDef) -> list[str]:
@@ -103,24 +103,6 @@ class Prediction:
         return f"def predict_noise(self, {parameter}**kwargs):\n    return {taken}\n"
 
 
-def joined_along(function: cst.FunctionDef, named: list[str]) -> dict[str, int]:
-    """Arguments of a prediction whose branches of guidance are joined along another dimension than the first.
-
-    Args:
-        function: where they are joined: ``embeds = torch.cat([negative, embeds], dim=1)`` where there is guidance. What
-            is joined without it as well are channels or tokens.
-        named: the arguments, as ``name=value``.
-    """
-    found: dict[str, int] = {}
-    guided = [node.body for node in nodes(function.body, cst.If) if GUIDED.search(code(node.test))]
-    for assign in (assign for body in guided for assign in nodes(body, cst.Assign)):
-        join = JOIN.fullmatch(code(assign.value))
-        if join is not None:
-            targets = [code(target.target) for target in assign.targets]
-            found |= {name.partition("=")[0]: int(join[1]) for name in named if name.partition("=")[2] in targets}
-    return found
-
-
 def find_prediction(item: Any, models: list[str]) -> Prediction | None:
     """The prediction that a statement makes, if it is a plain one."""
     assign = only(item)
@@ -135,4 +117,7 @@ def find_prediction(item: Any, models: list[str]) -> Prediction | None:
     parts = isinstance(target, cst.Tuple) and all(isinstance(e.value, cst.Name) for e in target.elements)
     if not (RESULT.fullmatch(result) and isinstance(target, cst.Name)) and not (result == "MODEL" and parts):
         return None
+    if isinstance(target, cst.Tuple) and all(code(e.value) == UNUSED for e in target.elements[1:]):
+        result, target = "MODEL[0]", cst.ensure_type(target.elements[0].value, cst.Name)
+        item = item.with_changes(body=[assign.with_changes(targets=[cst.AssignTarget(target)])])
     return Prediction(item, call, dotted(call.func) or "", result, frozenset(names_in(target)))

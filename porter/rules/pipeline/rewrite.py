@@ -228,7 +228,8 @@ def _predicts_twice(forwards: list[Any], facts: PipelineFacts) -> bool:
     """Whether a guided step calls a model once for each branch, rather than once for a batch of both."""
     text = "".join(code(function) for function in forwards)
     calls = (len(re.findall(rf"\bself\.{c.name}\(", text)) for c in facts.components if c.converted)
-    return "predict_branches(" in text or "predict_noise_maybe_with_cfg(" in text or any(n == 2 for n in calls)
+    apart = ("predict_branches(", "predict_noise_maybe_with_cfg(", "predict_own(")
+    return any(name in text for name in apart) or any(n == 2 for n in calls)
 
 
 def _returning_several(function: cst.FunctionDef) -> cst.FunctionDef:
