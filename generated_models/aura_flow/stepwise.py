@@ -3,12 +3,14 @@
 import copy
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from porter.runtime.diffusion.data import DiffusionOutput
+from porter.runtime.diffusion.distributed.cfg_parallel import CFGParallelMixin
+from porter.runtime.diffusion.distributed.parallel_state import get_cfg_group, get_classifier_free_guidance_rank
 from porter.runtime.diffusion.request import OmniDiffusionRequest
 from porter.runtime.diffusion.worker.input_batch import InputBatch
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch, split_diffusion_output_by_request
@@ -154,7 +156,8 @@ def predict_branches(
     cache_branches(pipeline, bool(guided))
     if not guided:
         return pipeline.predict_noise(**positive_kwargs), None
-    return pipeline.predict_noise_maybe_with_cfg(
+    guiding = pipeline if pipeline.od_config.parallel_config.cfg_parallel_size == 1 else _Exchanged(pipeline)
+    return guiding.predict_noise_maybe_with_cfg(
         do_true_cfg=True,
         true_cfg_scale=1.0,
         positive_kwargs=positive_kwargs,
@@ -163,23 +166,53 @@ def predict_branches(
     )
 
 
-def predict_halves(pipeline: Any, guided: Any, along: dict[str, int] | None = None, /, **kwargs: Any) -> Any:
+class _Exchanged(CFGParallelMixin):
+    """A pipeline's predictions as ranks exchange them: the tensors of all parts in a row, then parts again."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline, self.form = pipeline, None
+
+    def predict_noise(self, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        self.form = self.pipeline.predict_noise(**kwargs)
+        return tuple(_in_a_row(self.form))
+
+    def combine_cfg_noise(self, positive_noise_pred: Any, negative_noise_pred: Any, *args: Any, **kwargs: Any) -> Any:
+        return tuple(single(_formed(self.form, iter(row))) for row in (positive_noise_pred, negative_noise_pred))
+
+
+def _in_a_row(prediction: Any) -> list[torch.Tensor]:
+    if isinstance(prediction, torch.Tensor):
+        return [prediction]
+    if type(prediction) in (tuple, list):
+        return [tensor for part in prediction for tensor in _in_a_row(part)]
+    if prediction is None:
+        return []
+    raise TypeError(f"A prediction holds a {type(prediction).__name__}, which ranks cannot exchange.")
+
+
+def _formed(form: Any, row: Iterator[torch.Tensor]) -> Any:
+    """The tensors of ``row`` in the form of another branch's prediction: both have the same parts."""
+    if isinstance(form, torch.Tensor):
+        return next(row)
+    return None if form is None else type(form)(_formed(part, row) for part in form)
+
+
+def predict_halves(pipeline: Any, guided: Any, along: dict[str, int | None] | None = None, /, **kwargs: Any) -> Any:
     """The prediction for a batch that holds both branches of guidance, one half after the other.
 
     It is one call, as in diffusers; where the engine has ranks for the branches, each takes its half.
 
     Args:
         guided: whether there are two branches.
-        along: the dimension along which the branches of an argument are joined, where that is not the first.
+        along: the dimension along which the branches of an argument are joined, where that is not the first; None:
+            it is the same for both.
     """
     if not guided or pipeline.od_config.parallel_config.cfg_parallel_size == 1:
         return pipeline.predict_noise(**kwargs)
-    batched = (value for value in kwargs.values() if isinstance(value, (torch.Tensor, list)))
+    places = dict.fromkeys(kwargs, 0) | (along or {})
+    batched = (v for name, v in kwargs.items() if places[name] == 0 and isinstance(v, (torch.Tensor, list)))
     rows = len(next(batched))
-    branches = [
-        {name: _half(value, half, rows, (along or {}).get(name, 0)) for name, value in kwargs.items()}
-        for half in (0, 1)
-    ]
+    branches = [{name: _half(value, half, rows, places[name]) for name, value in kwargs.items()} for half in (0, 1)]
     # Tables of rotations are for all samples, also where they have two rows: cosine and sine.
     tables = {name: value for name, value in kwargs.items() if "rotary" in name or "freqs" in name}
     first, second = predict_branches(pipeline, True, *(branch | tables for branch in branches))
@@ -190,16 +223,42 @@ def predict_halves(pipeline: Any, guided: Any, along: dict[str, int] | None = No
     return torch.cat([first, second])
 
 
-def _half(value: Any, half: int, rows: int, along: int = 0) -> Any:
+def predict_own(pipeline: Any, branches: Sequence[Any], branch: Any, /, **kwargs: Any) -> Any:
+    """The prediction for one of the branches of guidance; None if another rank makes it.
+
+    Ranks take turns. One that no branch is left for makes the first one's, to have something of its shape.
+    """
+    cache_branches(pipeline, len(branches) == 2)
+    size = pipeline.od_config.parallel_config.cfg_parallel_size
+    own = branches if size == 1 else branches[get_classifier_free_guidance_rank() :: size] or branches[:1]
+    return pipeline.predict_noise(**kwargs) if any(item is branch for item in own) else None
+
+
+def exchange_predictions(pipeline: Any, branches: Sequence[Any], name: str) -> None:
+    """Give each branch its prediction, the attribute ``name``, from the rank that made it."""
+    size = pipeline.od_config.parallel_config.cfg_parallel_size
+    if size == 1 or len(branches) == 1:
+        return
+    made = [prediction for branch in branches if (prediction := getattr(branch, name)) is not None]
+    for start in range(0, len(branches), size):
+        turn = branches[start : start + size]
+        gathered = get_cfg_group().all_gather(made[min(start // size, len(made) - 1)], separate_tensors=True)
+        for branch, prediction in zip(turn, gathered):
+            setattr(branch, name, prediction)
+
+
+def _half(value: Any, half: int, rows: int, along: int | None = 0) -> Any:
     """One half of whatever has ``rows`` rows in ``value``; the rest as it is."""
+    if along is None:
+        return value
     if isinstance(value, dict):
-        return {key: _half(item, half, rows) for key, item in value.items()}
+        return {key: _half(item, half, rows, along) for key, item in value.items()}
     if isinstance(value, torch.Tensor) and value.ndim > along and value.shape[along] == rows:
         return value.chunk(2, along)[half]
     if isinstance(value, list) and len(value) == rows:
         return value[half * rows // 2 : (half + 1) * rows // 2]
     if isinstance(value, (tuple, list)):
-        return type(value)(_half(item, half, rows) for item in value)
+        return type(value)(_half(item, half, rows, along) for item in value)
     return value
 
 

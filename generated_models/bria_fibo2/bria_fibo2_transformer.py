@@ -48,7 +48,7 @@ from porter.runtime.model_executor.layers.linear import (
 )
 from porter.runtime.model_executor.model_loader.weight_utils import default_weight_loader
 
-from .invariants import once
+from .invariants import once, once_apart
 
 
 def rank_share(total: int, what: str) -> int:
@@ -795,7 +795,7 @@ class BriaFibo2Transformer2DModel(nn.Module):
 
         # 4. Gist count per prompt from its text length, then the Perceiver turns the first bundle into gist tokens.
         # In a batch, prompts with fewer gist tokens are padded to the largest count and masked out
-        gist_mask, num_gist_tokens = once(
+        gist_mask, num_gist_tokens = once_apart(
             self._steady_part_of_forward, batch_size, device, encoder_attention_mask, encoder_hidden_states
         )
         gist = once(self.perceiver, encoder_hidden_states[:, 0], num_gist_tokens, encoder_attention_mask, gist_mask)

@@ -18,12 +18,11 @@
 # Source: diffusers/pipelines/cosmos/mixed_precision.py sha256 6f96c4d4c503e8167fb46bbea9ea07f2357863066ec374aadaaf4498005bea27
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, pre-process-hook, register-to-config, replace-logger
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, merged projections, regional compilation, layer-wise offload,
-#   HSDP, attention backends
-# Without: CFG parallelism (a trial failed: AttributeError: 'list' object has no attribute 'dim'); step execution (no
-#   denoising loop at the level of the call); request batching (it runs whole); Cache-DiT (its forward has no loop
-#   over blocks); results held over steps (a request holds nothing, its steps are not apart (no denoising loop at the
-#   level of the call))
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, merged projections, regional compilation,
+#   layer-wise offload, HSDP, attention backends
+# Without: step execution (no denoising loop at the level of the call); request batching (it runs whole); Cache-DiT
+#   (its forward has no loop over blocks); results held over steps (a request holds nothing, its steps are not apart
+#   (no denoising loop at the level of the call))
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.cosmos.mixed_precision.Cosmos3MixedPrecisionConfig
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.cosmos.mixed_precision.apply_cosmos3_mixed_precision_step
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.cosmos.mixed_precision.reset_cosmos3_mixed_precision
@@ -896,7 +895,7 @@ class Cosmos3OmniPipeline(
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
                 "merged_projections_size": "verified",
-                "cfg_parallel_size": "refused: a trial failed: AttributeError: 'list' object has no attribute 'dim'",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(od_config, "Cosmos3OmniPipeline", "not applicable: its forward has no loop over blocks")

@@ -8,6 +8,7 @@ when the same call is made with the same values: same place in memory, never wri
 import contextlib
 from collections.abc import Callable, Hashable, Iterator
 from contextvars import ContextVar
+from types import BuiltinMethodType
 from typing import Any
 
 import torch
@@ -29,6 +30,15 @@ def once(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
     held = _holding.get()
     return function(*args, **kwargs) if held is None else held.result(function, args, kwargs)
+
+
+@torch.compiler.disable
+def once_apart(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """As :func:`once`, for a function that asks a tensor for its values: the end of a graph wherever it stands.
+
+    Left out of compiled code, it ends the graph in one place, and its result is held there as well.
+    """
+    return once(function, *args, **kwargs)
 
 
 @contextlib.contextmanager
@@ -98,8 +108,10 @@ class Invariants:
     def result(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See :func:`once`."""
         # Most calls are made with the very objects of the step before: looking at them costs less than naming them.
-        same = (function, *map(id, args))
-        known = None if kwargs else self._shortcuts.get(same)
+        is_method = type(function) is BuiltinMethodType and isinstance(function.__self__, torch.Tensor)
+        given = ((function.__self__,) if is_method else ()) + args + tuple(kwargs.values())
+        same = (function.__name__ if is_method else function, len(args), *kwargs, *map(id, given))
+        known = self._shortcuts.get(same)
         if known is not None and all(_state(tensor) == state for tensor, state in known[1]):
             result, versions = self._entries[known[2]] or (None, None)
             if versions is not None and all(tensor._version == version for tensor, version in versions):
@@ -116,11 +128,10 @@ class Invariants:
         result, versions = entry
         if all(tensor._version == version for tensor, version in versions):
             self.hits += 1
-            is_method = isinstance(getattr(function, "__self__", None), torch.Tensor)
-            if not kwargs and not is_method and not any(isinstance(value, (tuple, list)) for value in args):
-                tensors = [(value, _state(value)) for value in args if isinstance(value, torch.Tensor)]
+            if not any(isinstance(value, (tuple, list)) for value in given):
+                tensors = [(value, _state(value)) for value in given if isinstance(value, torch.Tensor)]
                 self._shortcuts.pop(self._latest.get(key), None)  # objects that are made anew in each step
-                self._shortcuts[same], self._latest[key] = (args, tensors, key), same
+                self._shortcuts[same], self._latest[key] = (given, tensors, key), same
             return _handed_out(result)
         self.stale += 1
         self._entries[key] = None
@@ -226,7 +237,11 @@ def _can_be_held(result: Any) -> bool:
 
 def _is_watched(module: nn.Module) -> bool:
     """Whether something wants to be there whenever a module runs: a hook, or what took the place of its forward."""
-    return any(
-        m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) or m._compiled_call_impl is not None
-        for m in module.modules()
-    )
+    return any(m._forward_hooks or m._forward_pre_hooks or _is_replaced(m) for m in module.modules())
+
+
+def _is_replaced(module: nn.Module) -> bool:
+    """Whether a module's forward is another than its class's; compiled, it is still the same one."""
+    forward = vars(module).get("forward")
+    original = getattr(forward, "_torchdynamo_orig_callable", forward)
+    return forward is not None and getattr(original, "__func__", None) is not type(module).forward

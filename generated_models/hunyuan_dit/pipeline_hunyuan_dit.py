@@ -225,7 +225,7 @@ class HunyuanDiTPipeline(
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
                 "merged_projections_size": "verified",
-                "cfg_parallel_size": "derived",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(od_config, "HunyuanDiTPipeline", "refused: blocks: its loop does more than call the blocks")
@@ -905,6 +905,7 @@ class HunyuanDiTPipeline(
         noise_pred = predict_halves(
             self,
             self.do_classifier_free_guidance,
+            {"image_rotary_emb": None},
             hidden_states=latent_model_input,
             timestep=t_expand,
             encoder_hidden_states=prompt_embeds,

@@ -222,7 +222,7 @@ class LTXPipeline(
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
                 "merged_projections_size": "verified",
-                "cfg_parallel_size": "derived",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(od_config, "LTXPipeline")
@@ -807,6 +807,7 @@ class LTXPipeline(
         noise_pred = predict_halves(
             self,
             self.do_classifier_free_guidance,
+            {"rope_interpolation_scale": None},
             hidden_states=latent_model_input,
             encoder_hidden_states=prompt_embeds,
             timestep=timestep,

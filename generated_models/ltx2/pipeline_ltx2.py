@@ -288,7 +288,7 @@ class LTX2Pipeline(
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
                 "merged_projections_size": "refused: to_k, to_q, to_v: reads another value, or in another place",
-                "cfg_parallel_size": "derived",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(

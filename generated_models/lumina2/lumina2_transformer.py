@@ -44,7 +44,7 @@ from porter.runtime.model_executor.layers.linear import (
 )
 from porter.runtime.model_executor.model_loader.weight_utils import default_weight_loader
 
-from .invariants import once
+from .invariants import once, once_apart
 
 
 def rank_share(total: int, what: str) -> int:
@@ -407,7 +407,7 @@ class Lumina2RotaryPosEmbed(nn.Module):
         image_seq_len = post_patch_height * post_patch_width
         device = hidden_states.device
 
-        cap_freqs_cis, freqs_cis, img_freqs_cis, l_effective_cap_len, seq_lengths = once(
+        cap_freqs_cis, freqs_cis, img_freqs_cis, l_effective_cap_len, seq_lengths = once_apart(
             self._steady_part_of_forward,
             attention_mask,
             batch_size,

@@ -112,7 +112,7 @@ class StableAudioPipeline(
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
                 "merged_projections_size": "verified",
-                "cfg_parallel_size": "derived",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(od_config, "StableAudioPipeline")
@@ -734,6 +734,7 @@ class StableAudioPipeline(
         noise_pred = predict_halves(
             self,
             do_classifier_free_guidance,
+            {"timestep": None},
             hidden_states=latent_model_input,
             timestep=t.unsqueeze(0),
             encoder_hidden_states=text_audio_duration_embeds,
