@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import textwrap
 from typing import Any
 
 import libcst as cst
@@ -100,7 +99,7 @@ def branches_along(
     """
     named = {name: value for name, _, value in (a.partition("=") for a in arguments if not a.startswith("*"))}
     found: dict[str, int | None] = dict(_joined(forward, named))
-    function = ast.parse(textwrap.dedent(code(forward))).body[0]
+    function = to_ast(forward).body[0]
     assert isinstance(function, ast.FunctionDef)
     guided = GuidedNames(function, ast.unparse(to_ast(prediction.call)), _apart_from_guidance(facts))
     rows = rows_along(function, named.values())
