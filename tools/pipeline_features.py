@@ -46,7 +46,7 @@ class Proof:
 
 
 PROOFS = {
-    "step_execution": Proof("one", 1e-4, lambda found: bool(found.get("steps_shared"))),
+    "step_execution": Proof("one", 0.0, lambda found: bool(found.get("steps_shared"))),
     "cfg_parallel": Proof("cfg", 1e-4, lambda found: bool(found.get("collectives"))),
     "cache_dit": Proof("cache", 0.0, lambda found: found["blocks"][-1] < found["blocks"][0]),
     "request_batch": Proof("batch", 1e-5, lambda found: found["calls"][-1] < found["calls"][0]),

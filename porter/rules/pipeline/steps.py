@@ -32,6 +32,8 @@ from porter.source.walk import walk
 STATE = "StepRequestState"
 # What predicts besides the models themselves, once guidance was expressed for the engine.
 PREDICTIONS = ("self.predict_noise_maybe_with_cfg", "predict_branches", "predict_halves")
+# diffusers' way to change how a model attends, for one call and back after it: requests in turns would undo each other.
+_SHARED_CHANGE = ".set_attn_processor("
 # A part of a call: what it is handed, and the head of the method that it becomes.
 PREPARE, DENOISE, STEP, DECODE = "prepare_encode", "denoise", "step_scheduler", "post_decode"
 
@@ -221,6 +223,8 @@ class Split:
         self.params = set(self.order)
         prepare, denoise, step, decode = (p.flow for p in (self.prepare, self.denoise, self.step, self.decode))
         made = self.params | prepare.bound | denoise.bound | step.bound
+        if any(_SHARED_CHANGE in code(statement) for statement in (*loop.before, *loop.after)):
+            raise NoSplit("the call puts other attention processors into a model that requests share")
         if "state" in made:
             raise NoSplit("the call has a variable named state")
         counted = {n for n in (loop.index, loop.element) if n}
