@@ -136,3 +136,28 @@ def test_a_repeated_row_is_proven_to_be_one_from_the_source_alone():
     assert proven.pop("rows[-1:].repeat(number, 1)") and not proven.pop("rows[1:].repeat(number, 1)")
     assert proven.pop("timestep.repeat(2)") and not proven.pop("mixed.repeat(2)"), "one number for all rows"
     assert [bool(proof(fault, ROWS)) for fault in planted if fault.before.startswith("size.rep")] == [True, False]
+
+
+TOKENS = b"""
+class Model(nn.Module):
+    def __init__(self, dim):
+        self.tokens = nn.Parameter(torch.randn(1, 8, dim) * 0.02)
+        self.table = nn.Parameter(torch.randn(2, dim))
+
+    def forward(self, texts):
+        tokens = self.tokens.to(texts.device)
+        return tokens.repeat(texts.size(0), 1, 1), self.table.repeat(texts.size(0), 1)
+"""
+
+
+def test_a_parameter_of_one_row_is_known_by_how_it_is_made():
+    planted = [fault for fault in find_mutants(TOKENS, "model") if fault.mutator == "repeated-in-another-order"]
+    assert [bool(proof(fault, TOKENS)) for fault in planted] == [True, False]
+
+
+def test_axes_that_change_places_are_not_swapped_as_arguments():
+    assert not [
+        fault
+        for fault in find_mutants(b"def forward(x):\n    return x.transpose(1, 2)\n", "m")
+        if "swap" in fault.mutator
+    ]

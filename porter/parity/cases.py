@@ -175,6 +175,9 @@ class _Builder:
                 both = [negative["negative_prompt"], f"{negative['negative_prompt']}, blurry"]  # one of them is padded
                 changes = {**batch.changes, **on, "negative_prompt": both}
                 cases.append(Case(name="guidance on, two prompts", changes=changes))
+                if "guidance_rescale" in self.parameters:  # each prompt by its own spread
+                    rescaled = {**changes, "guidance_rescale": 0.7}
+                    cases.append(Case(name="guidance rescaled, two prompts", changes=rescaled))
             if negative:
                 without = [name for name in self.inputs if name.startswith("negative_prompt")]
                 cases.append(Case(name="guidance on, no negative prompt", changes=on, omitted=without))

@@ -45,8 +45,9 @@ def hard_cases(
     for name, extra in (("height", 1), ("width", 3), ("num_frames", 1)):
         if isinstance(inputs.get(name), int):
             cases.append(Case(name=f"odd {name}", changes={name: inputs[name] + extra}))
-    if isinstance(inputs.get("height"), int) and patch > 1:
-        cases.append(Case(name="half a position taller", changes={"height": inputs["height"] + patch // 2}))
+    for name, what in (("height", "taller"), ("width", "wider")):
+        if isinstance(inputs.get(name), int) and patch > 1:
+            cases.append(Case(name=f"half a position {what}", changes={name: inputs[name] + patch // 2}))
     if "max_sequence_length" in parameters and _checks_length(call):  # else it would be padded to as many
         changes = {"max_sequence_length": _TOO_LONG}
         cases.append(Case(name="sequence too long", changes=changes, first_call_only=True))

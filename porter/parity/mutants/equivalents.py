@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -61,8 +62,9 @@ def proof(mutant: Mutant, source: bytes) -> str:
     function = _function(ast.parse(source), mutant)
     if function is None:
         return ""
+    made = _parameters_with_one_row(ast.parse(source), mutant.line)
     held = ast.unparse(call.func.value)
-    if _one_row(call.func.value, function, mutant.line, 3):
+    if _one_row(call.func.value, function, mutant.line, 3, made):
         return f"{held} has one row by construction: repeated as a whole or by itself, the rows are the same"
     if _one_value(call.func.value, function, mutant.line, 3):
         return f"{held} is one value for every row by construction: in whatever order, the rows are the same"
@@ -79,11 +81,26 @@ def _function(tree: ast.Module, mutant: Mutant) -> ast.FunctionDef | None:
     return max(around, key=lambda node: node.lineno, default=None)
 
 
-def _one_row(value: ast.expr, function: ast.FunctionDef, line: int, depth: int) -> bool:
-    """Whether the first axis of a tensor has length 1, by the expression that made it."""
+def _parameters_with_one_row(tree: ast.Module, line: int) -> set[str]:
+    """Parameters of the class around a line that have one row: ``self.x = nn.Parameter(torch.zeros(1, …))``."""
+    around = (
+        node for node in tree.body if isinstance(node, ast.ClassDef) and node.lineno <= line <= (node.end_lineno or 0)
+    )
+    return {
+        ast.unparse(node.targets[0])
+        for cls in around
+        for node in ast.walk(cls)
+        if isinstance(node, ast.Assign) and re.match(r"nn\.Parameter\(torch\.\w+\(\(?1,", ast.unparse(node.value))
+    }
+
+
+def _one_row(value: ast.expr, function: ast.FunctionDef, line: int, depth: int, known: set[str]) -> bool:
+    """Whether the first axis of a tensor has length 1, by the expression that made it; of ``known`` ones it has."""
+    if ast.unparse(value) in known:
+        return True
     if isinstance(value, ast.Name):
         made = _only_value(value.id, function, line)
-        return made is not None and depth > 0 and _one_row(made, function, made.lineno, depth - 1)
+        return made is not None and depth > 0 and _one_row(made, function, made.lineno, depth - 1, known)
     if isinstance(value, ast.Subscript):  # x[None, …], x[-1:], x[:1]
         first = value.slice.elts[0] if isinstance(value.slice, ast.Tuple) and value.slice.elts else value.slice
         return ast.unparse(first) in ("None", "-1:", ":1", "0:1")
@@ -98,7 +115,7 @@ def _one_row(value: ast.expr, function: ast.FunctionDef, line: int, depth: int) 
     if name in ("view", "reshape"):
         return len(texts) > 1 and texts[0] == "1"
     keeps = name in ("to", "float", "type_as", "contiguous", "clone")
-    return keeps and _one_row(value.func.value, function, line, depth)
+    return keeps and _one_row(value.func.value, function, line, depth, known)
 
 
 def _one_value(value: ast.expr, function: ast.FunctionDef, line: int, depth: int) -> bool:

@@ -107,7 +107,7 @@ def recleaned(prompt: Any) -> Any:
 
     if isinstance(prompt, list):
         return [recleaned(item) for item in prompt]
-    return html.unescape(html.unescape(prompt)).strip() if isinstance(prompt, str) else prompt
+    return html.unescape(html.unescape(prompt)).strip().lower() if isinstance(prompt, str) else prompt
 
 
 class Unused:

@@ -17,6 +17,8 @@ def swap_arguments(node: cst.CSTNode, context: Context) -> Iterator[Change]:
     """Two neighbouring positional arguments of a call are exchanged."""
     if not isinstance(node, cst.Call) or context.text(node.func) in _COMMUTATIVE:
         return
+    if isinstance(node.func, cst.Attribute) and node.func.attr.value in ("transpose", "swapaxes"):
+        return  # the same two axes
     plain = [arg.value for arg in node.args if arg.keyword is None and not arg.star]
     for first, second in zip(plain, plain[1:]):
         if context.text(first) != context.text(second):

@@ -1,7 +1,8 @@
 """Finds the places in a module where mutators apply.
 
 Left out is what no result can depend on: annotations, decorators, docstrings, imports, messages of errors and logs,
-names of layers for quantisation, what parameters hold before they are loaded, what concerns a GPU or where one is.
+names of layers for quantisation, what parameters hold before they are loaded, what concerns a GPU or where one is,
+rates of dropout, which does nothing in inference.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ MUTATORS: Mapping[str, _Mutator] = {**generic.MUTATORS, **ported.MUTATORS}
 KNOWN_BUGS: Mapping[str, tuple[int, _Mutator]] = known.MUTATORS
 """Number and mutator of bugs that ports made by hand had, by name."""
 
-_SILENT_CALLS = ("logger.", "warnings.", "deprecate", "refuse_parallelism", "self.setup_diffusion_pipeline_profiler")
+_LOGS = ("logger.", "warnings.")
+_SILENT_CALLS = (*_LOGS, "deprecate", "refuse_parallelism", "self.setup_diffusion_pipeline_profiler", "nn.Dropout")
 _OF_A_GPU = ('torch.amp.autocast("cuda"', 'torch.autocast("cuda"', "torch.cuda.")
 # What they say decides about no value: names of layers, where files are looked for.
 _SILENT_ARGUMENTS = frozenset(("prefix", "quant_config", "desc", "return_bias", "fall_back_to_pt"))
@@ -148,7 +150,7 @@ def only_logs(node: cst.If, context: Context) -> bool:
         if not isinstance(line, cst.SimpleStatementLine) or len(line.body) != 1:
             return False
         [statement] = line.body
-        if context.text(line).startswith(_SILENT_CALLS[:2]):
+        if context.text(line).startswith(_LOGS):
             logs += 1
         elif isinstance(statement, cst.Assign) and isinstance(statement.targets[0].target, cst.Name):
             names.append(statement.targets[0].target.value)
