@@ -67,7 +67,8 @@ def variations(reference: Reference, record: Capture) -> list[Variation]:
             continue
         config = {key: value for key, value in dict(module.config).items() if not key.startswith("_")}
         tried: list[tuple[str, dict[str, Any], Call]] = [("its own configuration", {}, event.raw)]
-        tried += [(label, change, event.raw) for label, change in variants(tree, definition, config)]
+        changes = list(variants(tree, definition, config))
+        tried += [(label, change, event.raw) for label, change in (*changes, *_together(changes))]
         tried += [(label, {}, call) for label, call in (*_masked(module, event.raw), *_longer(module, event.raw))]
         made = (_variation(name, type(module), label, config | change, call) for label, change, call in tried)
         found += [each for each in made if each is not None]
@@ -128,6 +129,15 @@ def _variation(component: str, cls: type, label: str, config: dict[str, Any], ca
         return None
     tensors = {name: tensor.detach() for name, tensor in original.state_dict().items()}
     return Variation(component, label, config, tensors, call, event)
+
+
+def _together(changes: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each switch together with each list: what a switch turns on reads lists of its own."""
+    for switch, turned in changes:
+        if all(isinstance(value, bool | str) for value in turned.values()):
+            for label, change in changes:
+                if all(isinstance(value, list) for value in change.values()):
+                    yield f"{switch}, {label}", turned | change
 
 
 def _masked(module: torch.nn.Module, call: Call) -> Iterator[tuple[str, Call]]:
