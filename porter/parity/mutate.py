@@ -325,9 +325,15 @@ class Bench:
             if not weights.passed:
                 return "killed", "", f"weights: {weights.summary()}"[:160]
             for label in self._that_reach(mutant):
-                if stage := self.trials[label](port):
+                if stage := self._tried(label, port):
                     return "killed", label, stage
         return "survived", "", ""
+
+    def _tried(self, label: str, port: Port) -> str:
+        try:
+            return self.trials[label](port)
+        except Exception as error:  # a fault may be in what the trial itself asks the port for
+            return f"raises {type(error).__name__}"
 
     def _that_reach(self, mutant: Mutant) -> Iterator[str]:
         """The trials that run the lines of a fault."""
