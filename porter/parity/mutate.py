@@ -8,12 +8,10 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
-import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import partial
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +19,21 @@ import torch
 
 from porter.parity import checkpoint as checkpoints
 from porter.parity import spec as specs
-from porter.parity.alone import ALONE, compare_alone, variations
 from porter.parity.calls import all_calls
-from porter.parity.capture import Capture, stage_methods
 from porter.parity.cases import Case, half_cases
-from porter.parity.compare import compare, first_difference
 from porter.parity.mutants import Edit, Mutant, apply, find_mutants
 from porter.parity.mutants.equivalents import proof, reason_for
 from porter.parity.mutants.faults import Inapplicable
 from porter.parity.mutation_report import MutantResult, MutationReport
 from porter.parity.planted import Workshop
-from porter.parity.recipes import decode
 from porter.parity.run import load_tensors, threads_set
-from porter.parity.sides import Port, Reference, rejection, restored, small_areas
-from porter.parity.turns import can_take_turns, in_turns, same_leaves
+from porter.parity.sides import Port, Reference, rejection
+from porter.parity.trials import Trials
 from porter.parity.weight_check import check_weights
 
 # A fault is given up as endless after this many seconds of the processor, and as many times what the port takes.
 _LEAST_SECONDS = 5.0
 _TIMES = 3
-_TURNS = "requests in turns"
-_HELD = "what a request holds"
 _HELPER = '__import__("porter.parity.mutants.faults", fromlist=["faults"])'
 _UNUSED = f"{_HELPER}.Unused()"
 _NOT_USED = "no case uses the value: one that raises when it is used changes nothing"
@@ -170,60 +162,18 @@ class Bench:
         extra: Sequence[Case] = (),
     ) -> None:
         self.reference = Reference(folder, "cpu", getattr(torch, dtype))
-        self.spec, self.tensors = spec, load_tensors(spec)
+        self.spec, tensors = spec, load_tensors(spec)
         self.workshop = Workshop(folder, models_dir, dtype)
-        dropped = getattr(self.workshop.omni.pipeline, "dropped_arguments", ())
-        self.cases = all_calls(self.reference, spec, self.tensors, extra, dropped)
+        port = self.workshop.omni.pipeline
+        self.cases = all_calls(self.reference, spec, tensors, extra, getattr(port, "dropped_arguments", ()))
         if dtype != "float32":  # what a comparison tries in half precision
             self.cases = [case for case in half_cases(self.cases) if case.dtype == dtype]
-        self.methods = stage_methods(self.reference.pipeline) & stage_methods(self.workshop.omni.pipeline)
-        self.recipes = {case.name: case.recipe(spec.inputs) for case in self.cases}
-        self.captures: dict[str, Capture] = {}
-        self.initial = dict(vars(self.reference.pipeline))
-        with small_areas(self.reference.pipeline):
-            for case in self.cases:
-                with restored(self.reference.pipeline, dict(self.initial)):
-                    self.captures[case.name] = self._run(self.reference, case)
-        self.turns = self._turn_calls()
-        self.alone = variations(self.reference, self.captures["plain"]) if dtype == "float32" else []
-        self.trials: dict[str, Callable[[Port], str]] = {
-            **{case.name: partial(self._call_differs, case) for case in self.cases},
-            _TURNS: self._turns_differ,
-            _HELD: self._held_differs,
-            ALONE: self._alone_differ,
-        }
-        """What tells whether a port differs: the first stage at which it does, or nothing."""
-        self.held: list[tuple[Any, ...]] | None = None
-        """Of the port without faults: limit, bytes, results, how often these were handed out, how many were stale."""
+        inputs = dict(spec.inputs)
+        self.trials = Trials(self.reference, self.cases, inputs, tensors, port, alone=dtype == "float32")
         self.limit = 60.0
         """Seconds of the processor after which a fault counts as endless."""
         self.reach: dict[str, set[tuple[str, int]]] = {}
         """The lines (module, number) of the port that each case runs; under "" those that loading runs."""
-
-    def _run(self, side: Any, case: Case) -> Capture:
-        def run() -> Capture:
-            seen: Capture = side.run(decode(self.recipes[case.name], self.tensors), self.methods, case.first_call_only)
-            return seen
-
-        if case.again:
-            run()
-        return run()
-
-    def _turn_calls(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Recipes of requests to take turns, and what the reference made of each alone."""
-        plain = dict(self.spec.inputs)
-        steps = plain.get("num_inference_steps")
-        alone = self.captures.get("plain")
-        if alone is None or not isinstance(steps, int) or alone.error or alone.stopped:
-            return []
-        longer = Case(name="longer", changes={"num_inference_steps": steps + 2})
-        self.recipes["longer"] = longer.recipe(plain)
-        with small_areas(self.reference.pipeline), restored(self.reference.pipeline, dict(self.initial)):
-            other = self._run(self.reference, longer)
-        if other.error or other.stopped:
-            return []
-        outputs = [_output(alone), _output(other)]
-        return list(zip((self.recipes["plain"], self.recipes["longer"]), outputs, strict=True))
 
     def sites(self) -> tuple[list[Mutant], int]:
         """The faults that some case reaches, and the number of those that none does.
@@ -236,7 +186,7 @@ class Bench:
         for (
             label,
             differs,
-        ) in self.trials.items():  # on a port of its own: what one call keeps, the next does not compute
+        ) in self.trials.each.items():  # on a port of its own: what one call keeps, the next does not compute
             seen.clear()
             with self.workshop.watched(seen) as port:
                 self.reach.setdefault("", set()).update(seen)
@@ -258,7 +208,7 @@ class Bench:
             ValueError: the port without faults does not pass.
         """
         with self.workshop.planted() as port:
-            for label, differs in self.trials.items():
+            for label, differs in self.trials.each.items():
                 if stage := differs(port):
                     raise ValueError(f"the port is not at parity, so no fault can be told: {label}: {stage}")
         found = [m for name in modules for m in find_mutants(self.workshop.source(name), name)]
@@ -297,7 +247,7 @@ class Bench:
 
     def _still_passes(self) -> bool:
         with self.workshop.planted() as port:
-            return not any(self._call_differs(case, port) for case in (self.cases[0], self.cases[-1]))
+            return not any(self.trials.call_differs(case, port) for case in (self.cases[0], self.cases[-1]))
 
     def attempt(self, mutant: Mutant, source: bytes | None = None) -> MutantResult:
         """Plant one fault and run the cases that reach it, until one differs."""
@@ -331,7 +281,7 @@ class Bench:
 
     def _tried(self, label: str, port: Port) -> str:
         try:
-            return self.trials[label](port)
+            return self.trials.each[label](port)
         except Exception as error:  # a fault may be in what the trial itself asks the port for
             return f"raises {type(error).__name__}"
 
@@ -339,61 +289,7 @@ class Bench:
         """The trials that run the lines of a fault."""
         lines = {(mutant.module, line) for line in mutant.lines}
         at_load = not lines or lines & self.reach.get("", set())
-        return (label for label in self.trials if at_load or lines & self.reach.get(label, set()))
-
-    def _call_differs(self, case: Case, port: Port) -> str:
-        """The first stage at which the port does not do what the reference did; empty if it does."""
-        initial = dict(vars(port.pipeline))
-        with small_areas(self.reference.pipeline, port.pipeline), restored(port.pipeline, initial):
-            first = self.captures[case.name]
-            theirs = self._run(port, case)
-        if first.error is not None:
-            alike = theirs.error is not None and rejection(first.error) in rejection(theirs.error)
-            return "" if alike else "refusal"
-        found = first_difference(compare(first, theirs))
-        if found is not None:
-            return found.stage
-        return f"raises {type(theirs.error).__name__}" if theirs.error is not None else ""
-
-    def _turns_differ(self, port: Port) -> str:
-        if not self.turns or not can_take_turns(port):
-            return ""
-        torch.manual_seed(0)
-        initial = dict(vars(port.pipeline))
-        try:
-            with small_areas(self.reference.pipeline, port.pipeline), restored(port.pipeline, initial):
-                outputs = in_turns(port, [decode(recipe, self.tensors) for recipe, _ in self.turns])
-        except Exception as error:
-            return f"raises {type(error).__name__}"
-        same = all(same_leaves(alone, output) for (_, alone), output in zip(self.turns, outputs, strict=True))
-        return "" if same else "output"
-
-    def _held_differs(self, port: Port) -> str:
-        """Whether a request holds other results for its steps, or says so, than without a fault."""
-        module = sys.modules[f"{self.workshop.package}.stepwise"]
-        held = getattr(module, "Invariants", None)
-        if held is None:
-            return ""
-        made: list[Any] = []
-
-        class Noted(held):  # type: ignore[misc, valid-type]
-            def __init__(self, *args: Any) -> None:
-                super().__init__(*args)
-                made.append(self)
-
-        vars(module)["Invariants"] = Noted
-        try:
-            self._call_differs(self.cases[0], port)
-        finally:
-            vars(module)["Invariants"] = held
-        told = [(each.limit, each.nbytes, each.results, each.hits, each.stale) for each in made]
-        if self.held is None:
-            self.held = told
-        return "" if told == self.held else "results held"
-
-    def _alone_differ(self, port: Port) -> str:
-        stages = (compare_alone(variation, port.pipeline) for variation in self.alone)
-        return next((stage.stage for stage in stages if stage is not None and stage.failed), "")
+        return (label for label in self.trials.each if at_load or lines & self.reach.get(label, set()))
 
     def explain(self, mutant: Mutant, result: MutantResult) -> MutantResult:
         """Whether a fault survived because it cannot be seen: nothing uses the value, or the value is the same."""
@@ -427,10 +323,6 @@ def _both(source: bytes, mutant: Mutant, start: int, end: int) -> bytes:
     inside = [Edit(edit.start - start, edit.end - start, edit.text) for edit in mutant.edits]
     before, after = source[start:end], apply(source[start:end], inside)
     return source[:start] + f"{_HELPER}.same((".encode() + before + b"), (" + after + b"))" + source[end:]
-
-
-def _output(capture: Capture) -> dict[str, Any]:
-    return next(dict(event.values) for event in capture.events if event.name == "output")
 
 
 class _TooLong(BaseException):

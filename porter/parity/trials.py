@@ -1,0 +1,147 @@
+"""The ways to try a port against a reference that ran once: calls, turns, what a request holds, denoisers alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from porter.parity.alone import ALONE, compare_alone, variations
+from porter.parity.capture import Capture, stage_methods
+from porter.parity.cases import Case
+from porter.parity.compare import compare, first_difference
+from porter.parity.recipes import decode
+from porter.parity.sides import Port, Reference, rejection, restored, small_areas
+from porter.parity.turns import can_take_turns, in_turns, same_leaves
+
+TURNS = "requests in turns"
+HELD = "what a request holds"
+
+
+class Trials:
+    """What a reference did, and what tells whether a port does the same.
+
+    Args:
+        reference: diffusers; it is run here.
+        cases: the calls; the plain one first.
+        inputs: recipe of the plain call.
+        tensors: what recipes name.
+        port: a port without faults.
+        alone: whether denoisers are tried by themselves too.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        cases: list[Case],
+        inputs: dict[str, Any],
+        tensors: dict[str, torch.Tensor],
+        port: Any,
+        alone: bool,
+    ) -> None:
+        self.reference, self.cases, self.inputs, self.tensors = reference, cases, inputs, tensors
+        self.methods = stage_methods(reference.pipeline) & stage_methods(port)
+        self.recipes = {case.name: case.recipe(inputs) for case in cases}
+        self.captures: dict[str, Capture] = {}
+        self.initial = dict(vars(reference.pipeline))
+        with small_areas(reference.pipeline):
+            for case in cases:
+                with restored(reference.pipeline, dict(self.initial)):
+                    self.captures[case.name] = self._run(reference, case)
+        self.turns = self._turn_calls()
+        self.alone = variations(reference, self.captures["plain"]) if alone else []
+        self.held: list[tuple[Any, ...]] | None = None
+        """Of the port without faults: limit, bytes, results, how often these were handed out, how many were stale."""
+        self.each: dict[str, Callable[[Port], str]] = {
+            **{case.name: partial(self.call_differs, case) for case in cases},
+            TURNS: self._turns_differ,
+            HELD: self._held_differs,
+            ALONE: self._alone_differ,
+        }
+        """By name: the first stage at which a port does not do what the reference did; empty if it does."""
+
+    def _run(self, side: Any, case: Case) -> Capture:
+        def run() -> Capture:
+            seen: Capture = side.run(decode(self.recipes[case.name], self.tensors), self.methods, case.first_call_only)
+            return seen
+
+        if case.again:
+            run()
+        return run()
+
+    def _turn_calls(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Recipes of requests to take turns, and what the reference made of each alone."""
+        plain = dict(self.inputs)
+        steps = plain.get("num_inference_steps")
+        alone = self.captures.get("plain")
+        if alone is None or not isinstance(steps, int) or alone.error or alone.stopped:
+            return []
+        longer = Case(name="longer", changes={"num_inference_steps": steps + 2})
+        self.recipes["longer"] = longer.recipe(plain)
+        with small_areas(self.reference.pipeline), restored(self.reference.pipeline, dict(self.initial)):
+            other = self._run(self.reference, longer)
+        if other.error or other.stopped:
+            return []
+        outputs = [_output(alone), _output(other)]
+        return list(zip((self.recipes["plain"], self.recipes["longer"]), outputs, strict=True))
+
+    def call_differs(self, case: Case, port: Port) -> str:
+        """The first stage at which the port does not do what the reference did; empty if it does."""
+        initial = dict(vars(port.pipeline))
+        with small_areas(self.reference.pipeline, port.pipeline), restored(port.pipeline, initial):
+            first = self.captures[case.name]
+            theirs = self._run(port, case)
+        if first.error is not None:
+            alike = theirs.error is not None and rejection(first.error) in rejection(theirs.error)
+            return "" if alike else "refusal"
+        found = first_difference(compare(first, theirs))
+        if found is not None:
+            return found.stage
+        return f"raises {type(theirs.error).__name__}" if theirs.error is not None else ""
+
+    def _turns_differ(self, port: Port) -> str:
+        if not self.turns or not can_take_turns(port):
+            return ""
+        torch.manual_seed(0)
+        initial = dict(vars(port.pipeline))
+        try:
+            with small_areas(self.reference.pipeline, port.pipeline), restored(port.pipeline, initial):
+                outputs = in_turns(port, [decode(recipe, self.tensors) for recipe, _ in self.turns])
+        except Exception as error:
+            return f"raises {type(error).__name__}"
+        same = all(same_leaves(alone, output) for (_, alone), output in zip(self.turns, outputs, strict=True))
+        return "" if same else "output"
+
+    def _held_differs(self, port: Port) -> str:
+        """Whether a request holds other results for its steps, or says so, than without a fault."""
+        module = sys.modules.get(f"{type(port.pipeline).__module__.rpartition('.')[0]}.stepwise")
+        held = getattr(module, "Invariants", None)
+        if held is None:
+            return ""
+        made: list[Any] = []
+
+        class Noted(held):  # type: ignore[misc, valid-type]
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                made.append(self)
+
+        vars(module)["Invariants"] = Noted
+        try:
+            self.call_differs(self.cases[0], port)
+        finally:
+            vars(module)["Invariants"] = held
+        told = [(each.limit, each.nbytes, each.results, each.hits, each.stale) for each in made]
+        if self.held is None:
+            self.held = told
+        return "" if told == self.held else "results held"
+
+    def _alone_differ(self, port: Port) -> str:
+        stages = (compare_alone(variation, port.pipeline) for variation in self.alone)
+        return next((stage.stage for stage in stages if stage is not None and stage.failed), "")
+
+
+def _output(capture: Capture) -> dict[str, Any]:
+    return next(dict(event.values) for event in capture.events if event.name == "output")
