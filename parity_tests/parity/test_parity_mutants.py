@@ -121,7 +121,13 @@ def forward(self, size, mask, number):
     timestep = size.expand(number)
     timestep = (1000 - timestep) / 1000
     mixed = timestep + mask
+    ids = torch.tensor([size + number])
+    if number:
+        ids = torch.cat([ids] * 2)
+        other = torch.tensor([size])
+        other = torch.cat([other, mask])
     last = rows[-1:].repeat(number, 1), rows[1:].repeat(number, 1), timestep.repeat(2), mixed.repeat(2)
+    both = ids.to(number).repeat(2, 1), other.repeat(2, 1)
     return size.unsqueeze(0).repeat(number, 1, 1) + mask[None].repeat(number, 1) + mask[0].repeat(number, 1)
 """
 
@@ -134,6 +140,7 @@ def test_a_repeated_row_is_proven_to_be_one_from_the_source_alone():
     assert not proven.pop("mask.repeat(number, 1)"), "it was made in a branch"
     assert not proven.pop("mask[0].repeat(number, 1)")
     assert proven.pop("rows[-1:].repeat(number, 1)") and not proven.pop("rows[1:].repeat(number, 1)")
+    assert proven.pop("ids.to(number).repeat(2, 1)") and not proven.pop("other.repeat(2, 1)"), "copies of one row"
     assert proven.pop("timestep.repeat(2)") and not proven.pop("mixed.repeat(2)"), "one number for all rows"
     assert [bool(proof(fault, ROWS)) for fault in planted if fault.before.startswith("size.rep")] == [True, False]
 

@@ -10,6 +10,7 @@ import json
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeGuard
 
 from pydantic import BaseModel
 
@@ -95,11 +96,12 @@ def _parameters_with_one_row(tree: ast.Module, line: int) -> set[str]:
 
 
 def _one_row(value: ast.expr, function: ast.FunctionDef, line: int, depth: int, known: set[str]) -> bool:
-    """Whether the first axis of a tensor has length 1, by the expression that made it; of ``known`` ones it has."""
+    """Whether a tensor has one row, or copies of one, by the expression that made it; ``known`` ones have."""
     if ast.unparse(value) in known:
         return True
     if isinstance(value, ast.Name):
         made = _only_value(value.id, function, line)
+        made = _doubled_value(value.id, function, line) if made is None else made
         return made is not None and depth > 0 and _one_row(made, function, made.lineno, depth - 1, known)
     if isinstance(value, ast.Subscript):  # x[None, …], x[-1:], x[:1]
         first = value.slice.elts[0] if isinstance(value.slice, ast.Tuple) and value.slice.elts else value.slice
@@ -152,3 +154,17 @@ def _only_value(name: str, function: ast.FunctionDef, line: int) -> ast.expr | N
     ]
     before = [statement for statement in straight if statement.lineno < line]
     return before[-1].value if before and len(straight) == len(stores) else None
+
+
+def _doubled_value(name: str, function: ast.FunctionDef, line: int) -> ast.expr | None:
+    """The last value that a name was given straight before a line, if all it was given since are copies of its rows."""
+    straight = [s for s in function.body if _gives(s, name) and s.lineno < line]
+    if not straight:
+        return None
+    since = [n for n in ast.walk(function) if _gives(n, name) and straight[-1].lineno < n.lineno < line]
+    copies = all(re.match(rf"torch\.cat\(\[{name}\] \* \d", ast.unparse(node.value)) for node in since)
+    return straight[-1].value if copies else None
+
+
+def _gives(node: ast.AST, name: str) -> TypeGuard[ast.Assign]:
+    return isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]
