@@ -147,7 +147,7 @@ class JoyImageEditPipeline(
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
                 "merged_projections_size": "not applicable: no two read the same input",
-                "cfg_parallel_size": "derived",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(od_config, "JoyImageEditPipeline")

@@ -170,7 +170,7 @@ class Kandinsky5I2IPipeline(
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
                 "merged_projections_size": "verified",
-                "cfg_parallel_size": "derived",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(od_config, "Kandinsky5I2IPipeline")

@@ -193,7 +193,7 @@ class LattePipeline(
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
                 "merged_projections_size": "verified",
-                "cfg_parallel_size": "derived",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(od_config, "LattePipeline", "not applicable: its forward has no loop over blocks")

@@ -135,7 +135,7 @@ class LongCatAudioDiTPipeline(
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
                 "merged_projections_size": "verified",
-                "cfg_parallel_size": "derived",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(od_config, "LongCatAudioDiTPipeline", "refused: blocks: it is gone through twice")

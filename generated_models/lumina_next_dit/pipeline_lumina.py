@@ -203,7 +203,7 @@ class LuminaPipeline(
                 "tensor_parallel_size": "refused: no projection can be split: its output leaves the module split",
                 "sequence_parallel_size": "refused: it has no attention layer of the engine",
                 "merged_projections_size": "not applicable: no two read the same input",
-                "cfg_parallel_size": "derived",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(od_config, "LuminaPipeline")

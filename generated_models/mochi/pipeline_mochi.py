@@ -196,7 +196,7 @@ class MochiPipeline(
                 "tensor_parallel_size": "refused: a trial failed: RuntimeError: Sizes of tensors must match except in dimension 2. Expected ...",
                 "sequence_parallel_size": "verified",
                 "merged_projections_size": "refused: a trial failed: that of tensor parallelism",
-                "cfg_parallel_size": "derived",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(od_config, "MochiPipeline")

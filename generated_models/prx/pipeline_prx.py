@@ -313,7 +313,7 @@ class PRXPipeline(
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
                 "merged_projections_size": "verified",
-                "cfg_parallel_size": "derived",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(od_config, "PRXPipeline")

@@ -192,7 +192,7 @@ class QwenImagePipeline(
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
                 "merged_projections_size": "verified",
-                "cfg_parallel_size": "derived",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(od_config, "QwenImagePipeline")

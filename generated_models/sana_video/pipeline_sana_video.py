@@ -200,7 +200,7 @@ class SanaVideoPipeline(
     def __init__(
         self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
-        refuse_parallelism(od_config, "SanaVideoPipeline", {'tensor_parallel_size': 'verified', 'sequence_parallel_size': 'verified', 'merged_projections_size': 'verified', 'cfg_parallel_size': 'derived'})
+        refuse_parallelism(od_config, "SanaVideoPipeline", {'tensor_parallel_size': 'verified', 'sequence_parallel_size': 'verified', 'merged_projections_size': 'verified', 'cfg_parallel_size': 'verified'})
         refuse_caching(od_config, "SanaVideoPipeline")
         self.od_config = od_config
         self.device = get_local_device()

@@ -198,7 +198,7 @@ class StableAudio3Pipeline(
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
                 "merged_projections_size": "not applicable: no two read the same input",
-                "cfg_parallel_size": "derived",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(od_config, "StableAudio3Pipeline")
