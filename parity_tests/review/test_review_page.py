@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 from collections import Counter
 from pathlib import Path
 
-import PIL.Image
+import numpy as np
 import pytest
 from playwright.sync_api import Page
 
@@ -17,7 +15,8 @@ from porter.parity import html as parity_html
 from porter.parity.compare import StageResult
 from porter.parity.locate import LayerDifference, Location
 from porter.parity.metrics import Metrics
-from porter.parity.results import CaseResult, ParityReport, Pictures
+from porter.parity.pictures import RawPictures
+from porter.parity.results import CaseResult, ParityReport
 from porter.review.diff import Hunk, PortDiff
 from porter.review.html import write
 
@@ -115,14 +114,9 @@ def test_what_sources_say_is_shown_and_not_run(visitor, tmp_path):
     assert page.evaluate("document.images.length + document.scripts.length") == 1  # the page's own script
 
 
-def picture(colour: str) -> str:
-    data = io.BytesIO()
-    PIL.Image.new("RGB", (8, 8), colour).save(data, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
-
-
 def test_a_parity_report_opens_what_differs_and_shows_pictures(visitor, tmp_path):
-    pictures = Pictures(reference=picture("red"), port=picture("blue"), difference=picture("white"))
+    red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
+    pictures = RawPictures(red, blue)
     cases = [
         CaseResult(name="plain", description="as it comes", verdict="parity"),
         CaseResult(name="guided", description="<b>guided</b>", verdict="differs", pictures=pictures),
@@ -132,7 +126,9 @@ def test_a_parity_report_opens_what_differs_and_shows_pictures(visitor, tmp_path
     page = visitor.open((tmp_path / "parity.html").as_uri())
     assert visitor.problems == [] and visitor.requests == [page.url]  # the pictures are in the page
     assert page.evaluate("[...document.querySelectorAll('details')].map(d => d.open)") == [False, True]
-    page.wait_for_function("[...document.images].length === 3 && [...document.images].every(i => i.naturalWidth === 8)")
+    page.wait_for_function(
+        "[...document.images].length === 3 && [...document.images].every(i => i.naturalWidth === 128)"
+    )
     assert "<b>guided</b>" in page.inner_text("body")
     page.click("details summary")
     page.click("details:nth-of-type(2) summary")
