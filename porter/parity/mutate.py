@@ -305,7 +305,7 @@ class Bench:
             result.verdict, result.reason = "unreached", _NOTHING_TO_LOSE
             return result
         reason = proof(mutant, source) or reason_for(mutant)
-        if mutant.bug and not mutant.is_default:
+        if mutant.bug and not mutant.is_default and not reason:
             places = places[:1]
         elif not reason:
             return result

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 from pathlib import Path
+
+_EVIDENCE = re.compile(rb'"(derived|verified)"')
 
 
 def siblings(file: Path) -> set[str]:
@@ -28,9 +31,13 @@ def port_files(file: Path) -> list[Path]:
 
 
 def digest(file: Path) -> str:
-    """sha256 of a port's source, comment lines left out: headers name versions, not what is computed."""
+    """sha256 of a port's source, without what says how it was made and tried rather than what it computes.
+
+    Comment lines are left out, where headers name versions, and whether a feature is derived or verified by now.
+    """
     found = hashlib.sha256()
     for each in port_files(file):
         lines = each.read_bytes().splitlines(True)
-        found.update(b"".join(line for line in lines if not line.startswith(b"#")))
+        code = b"".join(line for line in lines if not line.startswith(b"#"))
+        found.update(_EVIDENCE.sub(b"", code))
     return found.hexdigest()
