@@ -38,13 +38,14 @@ def process(name: str) -> tuple[float, float, float]:
     return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit
 
 
-def inside(name: str, passes: int = 3) -> dict[str, float]:
+def inside(name: str, passes: int = 7) -> dict[str, float]:
     """CPU seconds of running both sides of all calls, and of comparing them as well."""
     import torch
 
     from porter.cli.common import hush_libraries, hush_warnings
     from porter.parity import checkpoint, spec
     from porter.parity.calls import all_calls
+    from porter.parity.imports import uncollected
     from porter.parity.recipes import decode
     from porter.parity.request import to_request
     from porter.parity.run import load_tensors, run_case
@@ -56,7 +57,8 @@ def inside(name: str, passes: int = 3) -> dict[str, float]:
     held = spec.read(name)
     tensors = load_tensors(held)
     with tempfile.TemporaryDirectory(prefix="porter-bench-") as scratch:
-        folder = checkpoint.build(name, Path(scratch) / name)
+        with uncollected():  # as the command itself does
+            folder = checkpoint.build(name, Path(scratch) / name)
         reference, port = Reference(folder, "cpu", torch.float32), Port(folder, None, "cpu", "float32")
         dropped = getattr(port.pipeline, "dropped_arguments", ())
         cases = [case for case in all_calls(reference, held, tensors, (), dropped) if not case.first_call_only]
@@ -78,11 +80,10 @@ def inside(name: str, passes: int = 3) -> dict[str, float]:
 
         with small_areas(reference.pipeline, port.pipeline):
             bare()
-            found = {
-                label: statistics.median(cpu(action) for _ in range(passes))
-                for label, action in (("running", bare), ("comparing_too", compared))
-            }
-    return {**found, "calls": len(cases), "share": found["comparing_too"] / found["running"] - 1}
+            pairs = [(cpu(bare), cpu(compared)) for _ in range(passes)]  # by turns: the machine is not always as fast
+    found = {"running": statistics.median(a for a, _ in pairs), "comparing_too": statistics.median(b for _, b in pairs)}
+    share = statistics.median(b / a for a, b in pairs) - 1
+    return {**found, "calls": len(cases), "share": share}
 
 
 def cpu(action: Any) -> float:
