@@ -183,11 +183,9 @@ class Bench:
         """
         seen: set[tuple[str, int]] = set()
         started = time.process_time()
-        for (
-            label,
-            differs,
-        ) in self.trials.each.items():  # on a port of its own: what one call keeps, the next does not compute
+        for label, differs in self.trials.each.items():
             seen.clear()
+            # A port of its own for each: what one call keeps, the next does not compute.
             with self.workshop.watched(seen) as port:
                 self.reach.setdefault("", set()).update(seen)
                 seen.clear()

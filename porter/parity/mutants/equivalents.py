@@ -144,14 +144,7 @@ def _only_value(name: str, function: ast.FunctionDef, line: int) -> ast.expr | N
     """
     names = (node for node in ast.walk(function) if isinstance(node, ast.Name) and node.id == name)
     stores = [node for node in names if isinstance(node.ctx, ast.Store)]
-    straight = [
-        statement
-        for statement in function.body
-        if isinstance(statement, ast.Assign)
-        and len(statement.targets) == 1
-        and isinstance(statement.targets[0], ast.Name)
-        and statement.targets[0].id == name
-    ]
+    straight = [statement for statement in function.body if _gives(statement, name)]
     before = [statement for statement in straight if statement.lineno < line]
     return before[-1].value if before and len(straight) == len(stores) else None
 
