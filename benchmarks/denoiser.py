@@ -65,13 +65,13 @@ WIDE: dict[str, Any] = {"num_attention_heads": 16, "attention_head_dim": 64}
 CASES = {
     "Qwen-Image, medium": Case(
         "QwenImagePipeline",
-        (1, 2),
+        (1, 5),
         {"transformer": {**WIDE, "num_layers": 4, "axes_dims_rope": [16, 24, 24]}},
         {"prompt": TEXT, "negative_prompt": TEXT, "max_sequence_length": 128, "true_cfg_scale": 4.0, "tokens": 1024},
     ),
     "Flux, medium": Case(
         "FluxPipeline",
-        (1, 2),
+        (1, 5),
         {"transformer": {**WIDE, "num_layers": 2, "num_single_layers": 4, "axes_dims_rope": [16, 24, 24]}},
         {"prompt": TEXT, "max_sequence_length": 128, "tokens": 1024},
     ),

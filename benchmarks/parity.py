@@ -46,9 +46,10 @@ def inside(name: str, passes: int = 7) -> dict[str, float]:
     from porter.parity import checkpoint, spec
     from porter.parity.calls import all_calls
     from porter.parity.imports import uncollected
+    from porter.parity.one_call import run_case
     from porter.parity.recipes import decode
     from porter.parity.request import to_request
-    from porter.parity.run import load_tensors, run_case
+    from porter.parity.run import load_tensors
     from porter.parity.sides import Port, Reference, small_areas
 
     hush_libraries()

@@ -26,6 +26,8 @@ from porter.source import SourceTree
 
 ALONE = "denoisers alone"
 _SEED = 20
+# Weights times this make values so small that what a norm adds to them, lest it divide by zero, is seen.
+_FAINT = 1e-5
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,12 @@ def variations(reference: Reference, record: Capture) -> list[Variation]:
         changes = list(variants(tree, definition, config))
         tried += [(label, change, event.raw) for label, change in (*changes, *_together(changes))]
         tried += [(label, {}, call) for label, call in (*_masked(module, event.raw), *_longer(module, event.raw))]
-        made = (_variation(name, type(module), label, config | change, call) for label, change, call in tried)
+        made = [_variation(name, type(module), label, config | change, call) for label, change, call in tried]
+        made += [
+            _variation(name, type(module), f"{label}, faint weights", config | change, call, _FAINT)
+            for label, change, call in tried
+            if all(isinstance(value, str) for value in change.values())
+        ]
         found += [each for each in made if each is not None]
     return found
 
@@ -116,11 +123,15 @@ def compare_alone(variation: Variation, port: Any) -> StageResult | None:
     return compare_events(variation.event, event).model_copy(update={"stage": stage})
 
 
-def _variation(component: str, cls: type, label: str, config: dict[str, Any], call: Call) -> Variation | None:
+def _variation(
+    component: str, cls: type, label: str, config: dict[str, Any], call: Call, scale: float = 1.0
+) -> Variation | None:
     """What the original computes; None if it refuses the configuration or the call, or computes what is no number."""
     try:
         original = random_original(cls, config, _SEED)
         align_module(original)
+        for parameter in original.parameters():
+            parameter.data *= scale
         event = call_model(original, call, _SEED)
     except Exception:
         return None

@@ -9,7 +9,7 @@ from typing import Any
 from porter.parity import spec as specs
 from porter.parity.spec import SpecError, available
 
-__all__ = ["SpecError", "available", "build", "check", "load_inputs"]
+__all__ = ["SpecError", "available", "build", "check", "load_inputs", "write"]
 
 # Loading these runs what is pickled in them.
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -27,25 +27,53 @@ def build(
     Same name and seed, same bytes of weights. ``root`` is a folder of specs outside the project; ``configs`` holds
     other values for settings of ``config.json``, by component.
     """
+    out = Path(out_dir)
+    spec = specs.read(name, root)
+    for component, values in (configs or {}).items():
+        path = f"{component}/config.json"
+        spec.files[path] = (json.dumps({**json.loads(spec.files[path]), **values}, indent=2) + "\n").encode()
+    return write(spec, out, seed)
+
+
+def write(spec: specs.Spec, out: Path, seed: int = 0, like: tuple[specs.Spec, Path] | None = None) -> Path:
+    """Write the tiny checkpoint that a spec describes to ``out`` and return that folder.
+
+    Args:
+        spec: what to write.
+        out: the folder.
+        seed: of the weights.
+        like: a spec and the folder of its checkpoint, of the same seed; what is described alike is linked.
+
+    Raises:
+        Exception: whatever a component's class says to its configuration.
+    """
     import torch
 
     from porter.parity import weights
 
-    spec = specs.read(name, root)
-    out = Path(out_dir)
+    linked = _alike(spec, like[0]) if like is not None else set()
     for path, data in spec.files.items():
         target = out / path
+        if path.partition("/")[0] in linked:
+            continue
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
-    for component, values in (configs or {}).items():
-        file = out / component / "config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **values}, indent=2) + "\n", "utf-8")
     for component, (library, class_name) in spec.components().items():
+        if like is not None and component in linked:
+            (out / component).symlink_to(like[1] / component, target_is_directory=True)
+            continue
         cls = weights.component_class(library, class_name)
         if isinstance(cls, type) and issubclass(cls, torch.nn.Module):
             module = weights.random_module(cls, out / component, weights.seed_for(seed, component))
             module.save_pretrained(str(out / component))
     return out
+
+
+def _alike(spec: specs.Spec, other: specs.Spec) -> set[str]:
+    """Components that two specs describe alike."""
+    mine, its = spec.components(), other.components()
+    changed = {path.partition("/")[0] for path, data in spec.files.items() if other.files.get(path) != data}
+    return {name for name in mine if mine[name] == its.get(name)} - changed
 
 
 def load_inputs(name: str, root: str | Path | None = None) -> dict[str, Any]:

@@ -20,11 +20,13 @@ import torch
 from porter.parity import checkpoint as checkpoints
 from porter.parity import spec as specs
 from porter.parity.calls import all_calls
+from porter.parity.capture import stage_methods
 from porter.parity.cases import Case, half_cases
 from porter.parity.mutants import Edit, Mutant, apply, find_mutants
-from porter.parity.mutants.equivalents import proof, reason_for
+from porter.parity.mutants.equivalents import looked_into, proof
 from porter.parity.mutants.faults import Inapplicable
 from porter.parity.mutation_report import MutantResult, MutationReport
+from porter.parity.other_checkpoints import OtherCheckpoint, other_checkpoints
 from porter.parity.planted import Workshop
 from porter.parity.run import load_tensors, threads_set
 from porter.parity.sides import Port, Reference, rejection
@@ -169,7 +171,14 @@ class Bench:
         if dtype != "float32":  # what a comparison tries in half precision
             self.cases = [case for case in half_cases(self.cases) if case.dtype == dtype]
         inputs = dict(spec.inputs)
-        self.trials = Trials(self.reference, self.cases, inputs, tensors, port, alone=dtype == "float32")
+        others: list[OtherCheckpoint] = []
+        if dtype == "float32":
+            methods = stage_methods(self.reference.pipeline) & stage_methods(port)
+            found = other_checkpoints(spec, self.reference.pipeline, tensors, folder, folder.parent, methods)
+            others = list(found)
+        self.trials = Trials(
+            self.reference, self.cases, inputs, tensors, port, dtype == "float32", others, self.workshop.elsewhere
+        )
         self.limit = 60.0
         """Seconds of the processor after which a fault counts as endless."""
         self.reach: dict[str, set[tuple[str, int]]] = {}
@@ -302,7 +311,11 @@ class Bench:
         if mutant.after == "None" and self.attempt(mutant, _both(source, mutant, *span)).verdict == "survived":
             result.verdict, result.reason = "unreached", _NOTHING_TO_LOSE
             return result
-        reason = proof(mutant, source) or reason_for(mutant)
+        known = looked_into(mutant)
+        reason = proof(mutant, source) or (known.reason if known is not None else "")
+        if known is not None and known.later:
+            result.verdict, result.reason = "equivalent", reason
+            return result
         if mutant.bug and not mutant.is_default and not reason:
             places = places[:1]
         elif not reason:

@@ -16,6 +16,7 @@ import torch
 from porter.parity.port_files import digest, siblings
 from porter.parity.probes import Probes
 from porter.parity.sides import Port, align_module
+from porter.runtime.diffusion.data import OmniDiffusionConfig
 from porter.runtime.diffusion.model_loader.diffusers_loader import DiffusersPipelineLoader
 from porter.runtime.diffusion.registry import ModelRegistry
 from porter.runtime.entrypoints.omni import Omni
@@ -40,7 +41,8 @@ class Workshop:
         """Source files of the port by the name of their module, what is imported first."""
         self._codes: dict[str, CodeType] = {}
         self._probes: Probes | None = None
-        self._components: dict[str, Any] = {}
+        self._components: dict[tuple[str, str], Any] = {}
+        """By checkpoint and name."""
 
     def _needed(self, port: ModuleType) -> dict[str, Path]:
         found: dict[str, Path] = {}
@@ -77,7 +79,7 @@ class Workshop:
             for name in changed:
                 self._execute(name, source if name == module else None)
             with self._kept_components():
-                yield self._load()
+                yield self._load(self.omni.od_config)
         finally:
             sys.modules.update({f"{self.package}.{name}": held for name, held in before.items()})
 
@@ -127,12 +129,13 @@ class Workshop:
         original = vars(sys.modules[f"{self.package}.support"])["load_component"]
 
         def load(od_config: Any, name: str, *classes: type) -> Any:
-            if name not in self._components:
+            key = (str(od_config.model), name)
+            if key not in self._components:
                 component = original(od_config, name, *classes)
                 if isinstance(component, torch.nn.Module):
                     align_module(component)
-                self._components[name] = component
-            component = self._components[name]
+                self._components[key] = component
+            component = self._components[key]
             return copy.deepcopy(component) if hasattr(component, "set_timesteps") else component
 
         holders = [vars(sys.modules[f"{self.package}.{name}"]) for name in self.modules]
@@ -145,8 +148,16 @@ class Workshop:
             for space, held in replaced:
                 space["load_component"] = held
 
-    def _load(self) -> Port:
-        config = self.omni.od_config
+    def elsewhere(self, checkpoint: Path) -> Port:
+        """The port as it is planted at the moment, with another checkpoint of the same pipeline."""
+        own = self.omni.od_config
+        config = OmniDiffusionConfig.from_kwargs(
+            model=str(checkpoint), model_class_name=own.model_class_name, dtype=own.dtype
+        )
+        config.enrich_config()
+        return self._load(config)
+
+    def _load(self, config: OmniDiffusionConfig) -> Port:
         model = self.registry.load(str(config.model_class_name))
         pre = model.pre_process_factory(config) if model.pre_process_factory else None
         post = model.post_process_factory(config) if model.post_process_factory else None
@@ -157,6 +168,7 @@ class Workshop:
                 align_module(part)
         port = Port.__new__(Port)
         port.omni = copy.copy(self.omni)
+        port.omni.od_config = config
         port.omni._loaded = dataclasses.replace(
             self.omni._loaded, pipeline=pipeline, pre_process=pre, post_process=post
         )

@@ -18,20 +18,29 @@ import torch
 from porter.parity import checkpoint as checkpoints
 from porter.parity import spec as specs
 from porter.parity.alone import ALONE, check_alone, variations
+from porter.parity.beside import Beside
 from porter.parity.calls import all_calls
-from porter.parity.capture import Capture, neural_components, stage_methods
 from porter.parity.cases import HALF, Case, half_cases
-from porter.parity.compare import StageResult, compare, first_difference, largest_difference
 from porter.parity.drawn import computes_nothing, draw_cases, snippet
 from porter.parity.imports import uncollected
-from porter.parity.locate import Location, locate
+from porter.parity.one_call import run_case
+from porter.parity.other_checkpoints import OTHER, check_other, other_checkpoints, other_specs
 from porter.parity.pairs import Pairs
-from porter.parity.pictures import pictures
 from porter.parity.recipes import decode
 from porter.parity.relations import check_relations
 from porter.parity.results import CaseResult, ParityReport
-from porter.parity.sides import PortSide, Reference, Side, port_side, rejection, restored, small_areas, start_engine
+from porter.parity.sides import (
+    PortSide,
+    Reference,
+    Side,
+    port_side,
+    rejection,
+    restored,
+    small_areas,
+    start_engine,
+)
 from porter.parity.streamed import run_streamed
+from porter.parity.tables import TABLES, check_tables
 from porter.parity.weight_check import check_weights
 
 # What drawn calls draw besides single precision.
@@ -153,31 +162,56 @@ def _run(
         return
     pairs = Pairs((reference, port), load_reference, load_port)
 
+    def load_at(checkpoint: Path) -> PortSide:
+        return port_side(engine, checkpoint, models_dir, report.device, report.dtype)
+
     def run(case: Case) -> CaseResult:
         return run_in(pairs, case, case.recipe(spec.inputs), tensors, report.device)
 
-    try:
+    def apart() -> list[CaseResult]:
+        return _apart(reference, port.pipeline, spec, tensors, folder, load_at, wanted)
+
+    beyond = _beyond(spec, reference.pipeline, wanted) if tiny else []
+    further = tiny and (wanted is None or bool(set(beyond).intersection(wanted)))
+    with contextlib.closing(pairs), Beside(apart, further and report.device == "cpu") as beside:
         report.weights = check_weights(reference.pipeline, port.pipeline)
         cases = all_calls(reference, spec, tensors, extra, getattr(port.pipeline, "dropped_arguments", ()))
         cases += half_cases(cases) if tiny else []
-        alone = tiny and (wanted is None or ALONE in wanted)
-        for case in _choose(cases, wanted):
+        for case in _choose(cases, wanted, beyond):
             result = run(case)
             nothing = result.verdict == "rejected alike" or computes_nothing(result)
             if not (case.name.startswith(HALF) and nothing):  # diffusers itself does not run so
                 report.cases.append(result)
-        if alone:
-            with small_areas(reference.pipeline), restored(reference.pipeline, dict(vars(reference.pipeline))):
-                seen = reference.run(decode(spec.inputs, tensors), set())
-            by_itself = check_alone(variations(reference, seen), port.pipeline)
-            report.cases += [by_itself] if by_itself is not None else []
+        held = check_tables(reference.pipeline, port.pipeline) if wanted is None or TABLES in wanted else None
+        report.cases += [held] if held is not None else []
+        report.cases += beside.result() if further else []
         if draw:
             load = functools.partial(port_side, engine, models_dir=models_dir, device=report.device, dtype=report.dtype)
             with small_areas(reference.pipeline, port.pipeline):
                 report.cases += check_relations(spec.inputs, tensors, reference, port, load)
             _draw(report, spec, reference, run, draw, _DRAWN_DTYPES if tiny else ())
-    finally:
-        pairs.close()
+
+
+def _apart(
+    reference: Reference,
+    port: Any,
+    spec: specs.Spec,
+    tensors: dict[str, torch.Tensor],
+    folder: Path,
+    load: Callable[[Path], PortSide],
+    wanted: Sequence[str] | None,
+) -> list[CaseResult]:
+    """What is tried besides the calls of the tiny checkpoint: its denoisers by themselves, and other checkpoints."""
+    results: list[CaseResult | None] = []
+    if wanted is None or ALONE in wanted:
+        with small_areas(reference.pipeline), restored(reference.pipeline, dict(vars(reference.pipeline))):
+            seen = reference.run(decode(spec.inputs, tensors), set())
+        results.append(check_alone(variations(reference, seen), port))
+    names = None if wanted is None else [name for name in wanted if name.startswith(OTHER)]
+    if names is None or names:
+        others = other_checkpoints(spec, reference.pipeline, tensors, folder, folder.parent, wanted=names)
+        results += [check_other(other, tensors, load) for other in others]
+    return [result for result in results if result is not None]
 
 
 def run_in(
@@ -200,24 +234,25 @@ def _stream(
     extra: Sequence[Case],
 ) -> None:
     """As :func:`_run`, one side after the other."""
-    run_streamed(report, folder, models_dir, spec, load_tensors(spec), lambda cases: _choose(cases, wanted), extra)
+    run_streamed(report, folder, models_dir, spec, load_tensors(spec), lambda cases: _choose(cases, wanted, []), extra)
 
 
 def _conclude(report: ParityReport) -> None:
     """The verdict on all cases and weights."""
-    verdicts = {case.verdict for case in report.cases}
+    computed = [case for case in report.cases if case.name != TABLES]
+    verdicts = {case.verdict for case in computed}
     if report.weights is not None and not report.weights.passed:
         report.verdict, report.reason = "differs", f"weights: {report.weights.summary()}"
-    elif "differs" in verdicts:
+    elif any(case.verdict == "differs" for case in report.cases):
         report.verdict = "differs"
     elif "reference not repeatable" in verdicts:
         report.verdict = "reference not repeatable"
     elif "begun" in verdicts and "parity" not in verdicts:
         report.verdict = "begun"
         report.reason = "no call was compared to its end: give smaller sizes, or leave the choice of cases out"
-    elif "parity" not in verdicts:
+    elif computed and "parity" not in verdicts:
         report.verdict = "reference refuses all calls"
-        report.reason = f"nothing was computed: {report.cases[0].reference_error}"
+        report.reason = f"nothing was computed: {computed[0].reference_error}"
 
 
 def _draw(
@@ -242,76 +277,30 @@ def _draw(
         report.reproduce = snippet(report.pipeline, case)
 
 
-def run_case(
-    case: Case,
-    recipe: dict[str, Any],
-    tensors: dict[str, torch.Tensor],
-    reference: Side,
-    port: Side,
-    device: str = "cpu",
-) -> CaseResult:
-    """Run one call on the reference, then on the port; where they differ, the reference must repeat itself first."""
-    methods = stage_methods(reference.pipeline) & stage_methods(port.pipeline)
-    result = CaseResult(name=case.name, description=case.describe(), verdict="parity")
-    before = dict(vars(reference.pipeline))
-    started = time.perf_counter()
-    first = reference.run(decode(recipe, tensors), methods, case.first_call_only)
-    result.seconds_reference = time.perf_counter() - started
-    result.reference_error, result.stopped = rejection(first.error), first.stopped
-    started = time.perf_counter()
-    theirs = port.run(decode(recipe, tensors), methods, case.first_call_only)
-    result.seconds_port = time.perf_counter() - started
-    result.port_error = rejection(theirs.error)
-    _judge(result, first, theirs, reference, port, device)
-    if result.verdict == "differs":
-        with restored(reference.pipeline, before):
-            second = reference.run(decode(recipe, tensors), methods, case.first_call_only)
-        unsteady = first_difference([stage for stage in compare(first, second) if stage.verdict != "not a number"])
-        if unsteady or rejection(first.error) != rejection(second.error):
-            result.verdict, result.first_difference = "reference not repeatable", unsteady
-    return result
+def _beyond(spec: specs.Spec, pipeline: Any, wanted: Sequence[str] | None) -> list[str]:
+    """Names of the cases that are no calls of the tiny checkpoint; other checkpoints only where they are asked for."""
+    others = any(name.startswith(OTHER) for name in wanted or ())
+    return [ALONE, *(OTHER + label for label, _ in (other_specs(spec, pipeline) if others else ()))]
 
 
-def _judge(result: CaseResult, first: Capture, theirs: Capture, reference: Side, port: Side, device: str) -> None:
-    """Fill in how the port's run compares with the reference's."""
-    if first.error is not None:
-        alike = theirs.error is not None and result.reference_error in result.port_error
-        result.verdict = "rejected alike" if alike else "differs"
-        return
-    result.stages = compare(first, theirs, device)
-    result.largest_difference = largest_difference(result.stages)
-    result.unobserved = sorted({stage.stage for stage in result.stages if stage.verdict == "unobserved"})
-    result.unobserved += sorted(stage_methods(reference.pipeline) - stage_methods(port.pipeline))
-    result.first_difference = first_difference(result.stages)
-    if result.first_difference is not None or theirs.error is not None:
-        result.verdict = "differs"
-        result.location = _locate(result.first_difference, first, reference, port)
-    elif first.stopped:
-        result.verdict = "begun"
-    result.pictures = pictures(first, theirs)
+def _choose(cases: list[Case], wanted: Sequence[str] | None, beyond: Sequence[str]) -> list[Case]:
+    """The calls that are wanted.
 
+    Args:
+        cases: all calls.
+        wanted: names of cases; None: all.
+        beyond: names of cases that are no calls.
 
-def _locate(found: StageResult | None, record: Capture, reference: Side, port: Side) -> Location | None:
-    """Look inside the component whose result differs though its arguments were equal."""
-    if found is None or found.kind != "component" or found.verdict != "differs" or found.arguments_differ:
-        return None
-    event = next(event for event in record.events if event.stage == found.stage)
-    mine, its = neural_components(reference.pipeline), neural_components(port.pipeline)
-    if event.raw is None or event.name not in mine or event.name not in its:
-        return None
-    return locate(mine[event.name], its[event.name], event.raw)
-
-
-def _choose(cases: list[Case], wanted: Sequence[str] | None) -> list[Case]:
+    Raises:
+        SpecError: there is no such case.
+    """
     if wanted is None:
         return cases
-    chosen = [case for case in cases if case.name in wanted]
-    known = [*(case.name for case in cases), ALONE]
-    unknown = set(wanted).difference(known)
-    if unknown:
+    known = [*(case.name for case in cases), TABLES, *beyond]
+    if unknown := set(wanted).difference(known):
         names = ", ".join(map(repr, known))
         raise specs.SpecError(f"no such case: {', '.join(sorted(unknown))}; there are {names}")
-    return chosen
+    return [case for case in cases if case.name in wanted]
 
 
 def load_tensors(spec: specs.Spec) -> dict[str, torch.Tensor]:

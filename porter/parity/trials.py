@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from porter.parity.alone import ALONE, compare_alone, variations
 from porter.parity.capture import Capture, stage_methods
 from porter.parity.cases import Case
 from porter.parity.compare import compare, first_difference
+from porter.parity.other_checkpoints import OtherCheckpoint
 from porter.parity.recipes import decode
 from porter.parity.sides import Port, Reference, rejection, restored, small_areas
+from porter.parity.tables import TABLES, check_tables
 from porter.parity.turns import can_take_turns, in_turns, same_leaves
 
 TURNS = "requests in turns"
@@ -31,6 +34,8 @@ class Trials:
         tensors: what recipes name.
         port: a port without faults.
         alone: whether denoisers are tried by themselves too.
+        others: other checkpoints of the pipeline.
+        load: makes the port that is tried at the moment from another checkpoint.
     """
 
     def __init__(
@@ -41,7 +46,10 @@ class Trials:
         tensors: dict[str, torch.Tensor],
         port: Any,
         alone: bool,
+        others: Sequence[OtherCheckpoint],
+        load: Callable[[Path], Port],
     ) -> None:
+        self.load = load
         self.reference, self.cases, self.inputs, self.tensors = reference, cases, inputs, tensors
         self.methods = stage_methods(reference.pipeline) & stage_methods(port)
         self.recipes = {case.name: case.recipe(inputs) for case in cases}
@@ -56,10 +64,12 @@ class Trials:
         self.held: list[tuple[Any, ...]] | None = None
         """What requests of the port without faults hold, as far as it may and in half the room."""
         self.each: dict[str, Callable[[Port], str]] = {
+            TABLES: self._tables_differ,
             **{case.name: partial(self.call_differs, case) for case in cases},
             TURNS: self._turns_differ,
             HELD: self._held_differs,
             ALONE: self._alone_differ,
+            **{other.case.name: partial(self._other_differs, other) for other in others},
         }
         """By name: the first stage at which a port does not do what the reference did; empty if it does."""
 
@@ -89,19 +99,23 @@ class Trials:
         outputs = [_output(other), _output(alone)]
         return list(zip((self.recipes["longer"], self.recipes["plain"]), outputs, strict=True))
 
+    def _tables_differ(self, port: Port) -> str:
+        found = check_tables(self.reference.pipeline, port.pipeline)
+        return found.first_difference.stage if found is not None and found.first_difference is not None else ""
+
     def call_differs(self, case: Case, port: Port) -> str:
         """The first stage at which the port does not do what the reference did; empty if it does."""
         initial = dict(vars(port.pipeline))
         with small_areas(self.reference.pipeline, port.pipeline), restored(port.pipeline, initial):
             first = self.captures[case.name]
             theirs = self._run(port, case)
-        if first.error is not None:
-            alike = theirs.error is not None and rejection(first.error) in rejection(theirs.error)
-            return "" if alike else "refusal"
-        found = first_difference(compare(first, theirs))
-        if found is not None:
-            return found.stage
-        return f"raises {type(theirs.error).__name__}" if theirs.error is not None else ""
+        return _difference(first, theirs)
+
+    def _other_differs(self, other: OtherCheckpoint, _: Port) -> str:
+        port = self.load(other.folder)
+        with small_areas(other.reference.pipeline, port.pipeline):
+            theirs = port.run(decode(other.recipe, self.tensors), self.methods)
+        return _difference(other.capture, theirs)
 
     def _turns_differ(self, port: Port) -> str:
         if not self.turns or not can_take_turns(port):
@@ -151,6 +165,16 @@ class Trials:
     def _alone_differ(self, port: Port) -> str:
         stages = (compare_alone(variation, port.pipeline) for variation in self.alone)
         return next((stage.stage for stage in stages if stage is not None and stage.failed), "")
+
+
+def _difference(first: Capture, theirs: Capture) -> str:
+    if first.error is not None:
+        alike = theirs.error is not None and rejection(first.error) in rejection(theirs.error)
+        return "" if alike else "refusal"
+    found = first_difference(compare(first, theirs))
+    if found is not None:
+        return found.stage
+    return f"raises {type(theirs.error).__name__}" if theirs.error is not None else ""
 
 
 def _output(capture: Capture) -> dict[str, Any]:

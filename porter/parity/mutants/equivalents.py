@@ -28,6 +28,8 @@ class Equivalent(BaseModel):
     before: str
     after: str
     reason: str
+    later: bool = False
+    """Whether values differ at the place itself, and what is made of them is the same: they are not compared there."""
 
 
 @lru_cache
@@ -36,13 +38,12 @@ def known(file: Path = FILE) -> tuple[Equivalent, ...]:
     return tuple(Equivalent.model_validate(entry) for entry in json.loads(file.read_text(encoding="utf-8")))
 
 
-def reason_for(mutant: Mutant) -> str:
-    """Why a fault changes nothing; empty if nobody looked into it."""
-    for entry in known():
-        if (entry.module, entry.function) == (mutant.module, mutant.function):
-            if (entry.before, entry.after) == (mutant.before, mutant.after):
-                return entry.reason
-    return ""
+def looked_into(mutant: Mutant) -> Equivalent | None:
+    """What is known of a fault that changes nothing; None if nobody looked into it."""
+    place = (mutant.module, mutant.function, mutant.before, mutant.after)
+    return next(
+        (entry for entry in known() if (entry.module, entry.function, entry.before, entry.after) == place), None
+    )
 
 
 def proof(mutant: Mutant, source: bytes) -> str:
