@@ -30,7 +30,7 @@ def test_settings_of_the_pipeline_and_of_its_components_are_changed(made):
 def test_only_what_differs_is_written_anew(made, tmp_path):
     own, pipeline = made
     [other] = other_checkpoints(
-        spec.read(NAME), pipeline, {}, own, tmp_path, wanted=[OTHER + "vae.scale_factor_spatial=16"]
+        spec.read(NAME), pipeline, {}, own, tmp_path, set(), wanted=[OTHER + "vae.scale_factor_spatial=16"]
     )
     links = {path.name for path in other.folder.iterdir() if path.is_symlink()}
     assert links == {"scheduler", "text_encoder", "tokenizer", "transformer"}
@@ -41,7 +41,7 @@ def test_only_what_differs_is_written_anew(made, tmp_path):
 def test_a_second_denoiser_is_used_and_a_port_that_forgets_it_is_seen(made, tmp_path):
     own, pipeline = made
     name = OTHER + "a transformer_2, boundary_ratio=0.5"
-    [other] = other_checkpoints(spec.read(NAME), pipeline, {}, own, tmp_path, wanted=[name])
+    [other] = other_checkpoints(spec.read(NAME), pipeline, {}, own, tmp_path, set(), wanted=[name])
     assert {event.name for event in other.capture.events} >= {"transformer", "transformer_2"}
     passed = check_other(other, {}, lambda folder: Port(folder, None, "cpu", "float32"))
     assert passed.name == name and passed.verdict == "parity" and passed.largest_difference == 0
@@ -56,7 +56,9 @@ def test_a_second_denoiser_is_used_and_a_port_that_forgets_it_is_seen(made, tmp_
 
 def test_a_port_that_does_not_load_says_so(made, tmp_path):
     own, pipeline = made
-    [other] = other_checkpoints(spec.read(NAME), pipeline, {}, own, tmp_path, wanted=[OTHER + "expand_timesteps=True"])
+    [other] = other_checkpoints(
+        spec.read(NAME), pipeline, {}, own, tmp_path, set(), wanted=[OTHER + "expand_timesteps=True"]
+    )
 
     def refusing(folder):
         raise KeyError("expand_timesteps")
@@ -69,7 +71,7 @@ def test_a_switch_may_want_another_size_besides(tmp_path):
     own = checkpoint.build(name, tmp_path / "own")
     pipeline = Reference(own, "cpu", torch.float32).pipeline
     label = OTHER + "transformer.use_rotary_positional_embeddings=True"
-    [other] = other_checkpoints(spec.read(name), pipeline, {}, own, tmp_path, wanted=[label])
+    [other] = other_checkpoints(spec.read(name), pipeline, {}, own, tmp_path, set(), wanted=[label])
     config = json.loads((other.folder / "transformer" / "config.json").read_text())
     assert config["use_rotary_positional_embeddings"] and config["attention_head_dim"] == 16
 

@@ -24,13 +24,24 @@ def run_case(
     reference: Side,
     port: Side,
     device: str = "cpu",
+    done: Capture | None = None,
 ) -> CaseResult:
-    """Run one call on the reference, then on the port; where they differ, the reference must repeat itself first."""
+    """Run one call on the reference, then on the port; where they differ, the reference must repeat itself first.
+
+    Args:
+        case: the call.
+        recipe: of its arguments.
+        tensors: what recipes name.
+        reference: diffusers.
+        port: what is compared with it.
+        device: where both run.
+        done: what the reference did, if it has run already and was left as it had been before.
+    """
     methods = stage_methods(reference.pipeline) & stage_methods(port.pipeline)
     result = CaseResult(name=case.name, description=case.describe(), verdict="parity")
     before = dict(vars(reference.pipeline))
     started = time.perf_counter()
-    first = reference.run(decode(recipe, tensors), methods, case.first_call_only)
+    first = done or reference.run(decode(recipe, tensors), methods, case.first_call_only)
     result.seconds_reference = time.perf_counter() - started
     result.reference_error, result.stopped = rejection(first.error), first.stopped
     started = time.perf_counter()

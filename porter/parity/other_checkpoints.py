@@ -125,7 +125,7 @@ def other_checkpoints(
     tensors: dict[str, torch.Tensor],
     own: Path,
     scratch: Path,
-    methods: AbstractSet[str] = frozenset(),
+    methods: AbstractSet[str],
     wanted: Collection[str] | None = None,
 ) -> Iterator[OtherCheckpoint]:
     """The other checkpoints of a pipeline, each made when it is asked for.
@@ -164,7 +164,7 @@ def check_other(
         told = f"the port does not load: {type(error).__name__}: {rejection(error)}"
         return CaseResult(name=other.case.name, description=told, verdict="differs", port_error=told)
     with small_areas(other.reference.pipeline, port.pipeline):
-        return run_case(other.case, other.recipe, tensors, other.reference, port)
+        return run_case(other.case, other.recipe, tensors, other.reference, port, done=other.capture)
 
 
 def _run(

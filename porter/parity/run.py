@@ -20,6 +20,7 @@ from porter.parity import spec as specs
 from porter.parity.alone import ALONE, check_alone, variations
 from porter.parity.beside import Beside
 from porter.parity.calls import all_calls
+from porter.parity.capture import stage_methods
 from porter.parity.cases import HALF, Case, half_cases
 from porter.parity.drawn import computes_nothing, draw_cases, snippet
 from porter.parity.imports import uncollected
@@ -209,7 +210,8 @@ def _apart(
         results.append(check_alone(variations(reference, seen), port))
     names = None if wanted is None else [name for name in wanted if name.startswith(OTHER)]
     if names is None or names:
-        others = other_checkpoints(spec, reference.pipeline, tensors, folder, folder.parent, wanted=names)
+        methods = stage_methods(reference.pipeline) & stage_methods(port)
+        others = other_checkpoints(spec, reference.pipeline, tensors, folder, folder.parent, methods, names)
         results += [check_other(other, tensors, load) for other in others]
     return [result for result in results if result is not None]
 
