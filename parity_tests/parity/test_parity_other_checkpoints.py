@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from porter.parity import checkpoint, spec
-from porter.parity.other_checkpoints import OTHER, check_other, other_checkpoints, other_specs
+from porter.parity.other_checkpoints import OTHER, check_other, other_checkpoints
+from porter.parity.other_specs import other_specs
 from porter.parity.run import run_parity
 from porter.parity.sides import Port, Reference
 from porter.parity.spec import SpecError

@@ -25,7 +25,8 @@ from porter.parity.cases import HALF, Case, half_cases
 from porter.parity.drawn import computes_nothing, draw_cases, snippet
 from porter.parity.imports import uncollected
 from porter.parity.one_call import run_case
-from porter.parity.other_checkpoints import OTHER, check_other, other_checkpoints, other_specs
+from porter.parity.other_checkpoints import OTHER, check_other, other_checkpoints
+from porter.parity.other_specs import other_specs
 from porter.parity.pairs import Pairs
 from porter.parity.recipes import decode
 from porter.parity.relations import check_relations
