@@ -141,13 +141,14 @@ def table(reports: list[MutationReport]) -> str:
         "`porter/parity/data/mutation.json`.",
         "",
         f"**{seen} of {planted} generic faults seen ({100 * seen / max(planted, 1):.1f} %)**, {len(reports)} families.",
-        f"{unused} more stand where no case uses the value: planting one there that raises when it is used changed",
-        "nothing. They are not counted. Nothing is planted on lines that no case runs (their number is in the table),",
+        f"{unused} more change nothing and are not counted: no case uses the value (planting one that raises when",
+        "it is used changes nothing), or the reasons stand below. Nothing is planted on lines that no case runs (their",
+        "number is in the table),",
         "on messages and logs, nor in what serves several ranks only: [features](features.md) has those proofs.",
         *_older(reports),
         f"A fault that was seen took {seconds[len(seconds) // 2] if seconds else 0:.2f} s (median).",
         "",
-        "| pipeline | generic seen | known bugs seen | unused value | places | places no case runs | cases |",
+        "| pipeline | generic seen | known bugs seen | change nothing | places | places no case runs | cases |",
         "|---|---|---|---|---|---|---|",
     ]
     for report in reports:
