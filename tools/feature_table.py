@@ -63,10 +63,12 @@ def prove(work: Path, python: str, only: list[str] | None) -> None:
         for mode in ("one", *MODES):
             found[mode] |= again[mode]
     held: dict[str, Any] = json.loads(EVIDENCE.read_text()) if EVIDENCE.is_file() else {}
-    if not only:
-        held["models"] = {}  # of classes that are gone, nothing is kept
+    if not only:  # of classes that are gone, nothing is kept
+        held["models"] = {name: entries for name, entries in held.get("models", {}).items() if name in features}
     for name in names:
-        held["models"][name] = {
+        entries = held.setdefault("models", {}).setdefault(name, {})
+        entries.pop(MERGED, None)
+        entries |= {
             feature: proof(feature, features[name].get(feature, {}), found[mode].get(name, {"error": "was not run"}))
             for mode, feature in MODES.items()
         }
