@@ -31,6 +31,7 @@ MODES = ("blocks", "hsdp")
 SECONDS = 300  # that a model may take: most need five
 # Blocks of a kind that a tiny model is given: one that computes, one that is on its way, one that is away.
 DEPTH = 3
+FEW = 2  # without another to fetch meanwhile, a block cannot be away
 
 Run = Callable[[], list[dict[str, Any]]]
 
@@ -186,7 +187,7 @@ def on_one_rank(work: Path, name: str, port: int) -> dict[str, Any]:
     rank = Rank(0, 1, "one", port)
     cls = load_model(work / "ports" / f"{name}.py", name)
     weights = work / f"{name}.safetensors"
-    error = "no configuration"
+    error, tried = "no configuration", None
     for case, config in candidates(name):
         try:
             model = rank.build(cls, config)
@@ -194,19 +195,30 @@ def on_one_rank(work: Path, name: str, port: int) -> dict[str, Any]:
             state = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
             save_file(apart(model, state), weights)
             rank.load(model, load_file(weights))
-            run = partial(results, rank, model, case)
+            run = partial(results, rank, model, case, sys.modules[cls.__module__])
             expected = run()
         except Exception as failure:  # noqa: BLE001 - the next configuration is tried
             error = said(failure)
             continue
+        tried = case, model, run, expected
         torch.save(expected, work / f"{name}.results.pt")
         (work / f"{name}.json").write_text(json.dumps({"case": case.name, "config": config}))
-        away = [went(partial(offloaded, rank, model, run, expected))]
-        away += [offloaded_alone(rank, cls, other) for other in others(name, case)]
-        worst = next((found for found in away if "error" in found), None) or max(away, key=lambda f: f["relative"])
-        together = went(partial(compiled, rank, model, run, expected))
-        return {"case": case.name, "layerwise_offload": worst | {"cases": len(away)}, "regional_compile": together}
-    return {"error": error}
+        if blocks_of(model) >= FEW:
+            break
+    if tried is None:
+        return {"error": error}
+    case, model, run, expected = tried
+    away = [went(partial(offloaded, rank, model, run, expected))]
+    away += [offloaded_alone(rank, cls, other) for other in others(name, case)]
+    worst = next((found for found in away if "error" in found), None) or max(away, key=lambda f: f["relative"])
+    together = went(partial(compiled, rank, model, run, expected))
+    return {"case": case.name, "layerwise_offload": worst | {"cases": len(away)}, "regional_compile": together}
+
+
+def blocks_of(model: Any) -> int:
+    """How many blocks a model has where its class says that it has them."""
+    lists = (getattr(model, name, None) for name in getattr(model, "_layerwise_offload_blocks_attrs", ()))
+    return sum(len(blocks) for blocks in lists if isinstance(blocks, torch.nn.ModuleList))
 
 
 def others(name: str, case: Any) -> list[Any]:
@@ -226,7 +238,7 @@ def offloaded_alone(rank: Rank, cls: Any, case: Any) -> dict[str, Any]:
     try:
         model = rank.build(cls, case.config)
         fill(model, 1)
-        run = partial(results, rank, model, case)
+        run = partial(results, rank, model, case, sys.modules[cls.__module__])
         expected = run()
     except Exception:  # noqa: BLE001 - not what is tried here
         return {"relative": 0.0}
@@ -242,22 +254,21 @@ def on_ranks(work: Path, name: str, number: int, world: int, port: int) -> dict[
     if not (work / f"{name}.json").is_file():
         return {"error": "did not run on one rank"}
     held = json.loads((work / f"{name}.json").read_text())
-    [case, *_] = [case for case, _ in candidates(name) if case.name == held["case"]]
+    case = next(case for case, _ in candidates(name) if case.name == held["case"])
     rank = Rank(number, world, "hsdp", port)
-    model = rank.build(load_model(work / "ports" / f"{name}.py", name), held["config"])
+    cls = load_model(work / "ports" / f"{name}.py", name)
+    model = rank.build(cls, held["config"])
     rank.load(model, load_file(work / f"{name}.safetensors"))
     expected = torch.load(work / f"{name}.results.pt")
-    return {
-        "case": case.name,
-        "hsdp": went(lambda: sharded(rank, model, partial(results, rank, model, case), expected)),
-    }
+    run = partial(results, rank, model, case, sys.modules[cls.__module__])
+    return {"case": case.name, "hsdp": went(partial(sharded, rank, model, run, expected))}
 
 
-def results(rank: Rank, model: Any, case: Any) -> list[dict[str, Any]]:
-    """What the calls of a case give."""
+def results(rank: Rank, model: Any, case: Any, module: Any) -> list[dict[str, Any]]:
+    """What the calls of a case give; ``module`` holds the model's class."""
     from porter.parity.model_spec import decode_calls
 
-    return rank.run(model, decode_calls(case.calls, sys.modules[type(model).__module__]), False)
+    return rank.run(model, decode_calls(case.calls, module), False)
 
 
 def candidates(name: str) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -266,7 +277,8 @@ def candidates(name: str) -> Iterator[tuple[Any, dict[str, Any]]]:
     from porter.parity import model_spec
 
     cases = model_spec.read(name)
-    yield from ((case, deeper(case.config, DEPTH)) for case in cases)
+    for depth in (DEPTH, 2 * DEPTH):
+        yield from ((case, deeper(case.config, depth)) for case in cases)
     yield from ((case, case.config) for case in cases)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import libcst as cst
 
-from porter.facts.evidence import DERIVED, NOT_APPLICABLE, Feature, fingerprint
+from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, Feature, fingerprint
 from porter.rules.engine import bare
 from porter.rules.fold import dotted, only
 
@@ -25,11 +25,16 @@ def block_features(nodes: Iterable[Any], model: str) -> dict[str, Feature]:
     """
     classes = {node.name.value: node for node in nodes if isinstance(node, cst.ClassDef)}
     declared = _declared(classes, model)
-    missing = Feature(NOT_APPLICABLE, "its constructor makes no list of blocks")
+    missing = {
+        "hsdp": Feature(REFUSED, "its forward calls layers of its blocks by themselves"),
+        "layerwise_offload": Feature(REFUSED, "settings may leave out its blocks"),
+    }
+    if CLASSES not in declared:
+        missing = dict.fromkeys(READ, Feature(NOT_APPLICABLE, "its constructor makes no list of blocks"))
     return {
         name: Feature(DERIVED, fingerprint=fingerprint([declared.get(part, "") for part in parts]))
         if parts[0] in declared
-        else missing
+        else missing[name]
         for name, parts in READ.items()
     }
 
