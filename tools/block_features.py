@@ -46,7 +46,7 @@ PROOFS = {
     "layerwise_offload": Proof(
         "blocks", 0.0, lambda found: 0 < found["calls"] == found["emptied"] and found["most"] < found["blocks"]
     ),
-    "hsdp": Proof("hsdp", 0.0, lambda found: found["share"] < 0.75 and bool(found["collectives"])),
+    "hsdp": Proof("hsdp", 1e-6, lambda found: found["share"] < 0.75 and bool(found["collectives"])),
 }
 
 
