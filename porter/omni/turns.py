@@ -116,10 +116,8 @@ def with_steps(takes: Any, steps: dict[str, int]) -> dict[str, Any]:
         takes: parameters of the pipeline, by name.
         steps: numbers, by parameter.
     """
-    stated = (
-        n for n, p in takes.items() if n.endswith("timesteps") and isinstance(p.default, (int, float, list, tuple))
-    )
-    return steps | dict.fromkeys(stated)
+    stated = [name for name in takes if name.endswith("timesteps") and not name.startswith(("max_", "min_", "num_"))]
+    return steps | {name: None for name in stated if isinstance(takes[name].default, (int, float, list, tuple))}
 
 
 def seed_each(pipeline: Any) -> None:
