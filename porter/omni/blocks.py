@@ -252,7 +252,7 @@ def on_ranks(work: Path, name: str, number: int, world: int, port: int) -> dict[
     from porter.model_port import load_model
 
     if not (work / f"{name}.json").is_file():
-        return {"error": "did not run on one rank"}
+        return {"error": "ValueError: it did not run on one rank"}
     held = json.loads((work / f"{name}.json").read_text())
     case = next(case for case, _ in candidates(name) if case.name == held["case"])
     rank = Rank(number, world, "hsdp", port)
