@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import re
 import sys
 import types
 from dataclasses import dataclass, field
@@ -15,11 +16,12 @@ from porter.emit.module import notes, render
 from porter.emit.names import model_stem
 from porter.emit.templates import fill
 from porter.emit.write import write_files
-from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, Feature
+from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, Feature, fingerprint
 from porter.facts.pipeline import CONTROLNETS, TRANSFORMERS, derives_from_model
 from porter.facts.tiers import DEEPEST, left_out
 from porter.rules.build import Builder, PortedFile
-from porter.rules.engine import INVARIANTS, Residue
+from porter.rules.engine import INVARIANTS, Residue, code
+from porter.rules.model.block_features import block_features
 from porter.rules.model.cache_blocks import cache_blocks
 from porter.rules.model.hoisting import HoistInvariants, held_by
 from porter.rules.model.rewrite import ModelRewriter
@@ -105,6 +107,7 @@ def build_model(
     split_over_ranks(built, definition, tier)
     _hoist(built, tree, definition, tier)
     cache_blocks(built, definition.name, tier)
+    built.features |= block_features(built.nodes, definition.name)
     features = {name: feature.told for name, feature in built.features.items()}
     return render(built, tree, target, notes(tier, features)), built
 
@@ -119,7 +122,11 @@ def _hoist(built: PortedFile, tree: SourceTree, model: Definition, tier: str) ->
     record_all(built, rule.name, built.nodes, changed)
     built.relative |= dict.fromkeys(held_by(built.nodes[place] for place in changed), INVARIANTS.removeprefix("."))
     reason = "nothing that its forward calls depends on the request alone"
-    built.features["hoisting"] = Feature(DERIVED) if changed else Feature(NOT_APPLICABLE, reason)
+    calls = sorted(
+        call for place in changed for call in re.findall(r"\bonce\w*\(\s*([\w.]+)", code(built.nodes[place]))
+    )
+    held = Feature(DERIVED, fingerprint=fingerprint(calls))
+    built.features["hoisting"] = held if changed else Feature(NOT_APPLICABLE, reason)
 
 
 def write_models(folder: Path, ports: list[ModelPort]) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from porter.emit.safety import check_texts
 from porter.emit.templates import fill
 from porter.emit.write import OutputError, check_folder, write_ports
 from porter.facts.evidence import DERIVED, NOT_APPLICABLE, REFUSED, Feature, fingerprint, state, together
-from porter.facts.pipeline import PipelineFacts, is_called, is_controlnet, pipeline_facts
+from porter.facts.pipeline import PipelineFacts, called_apart, is_called, is_controlnet, pipeline_facts
 from porter.facts.tiers import DEEPEST, check_tier
 from porter.model_port import build_model
 from porter.rules.build import Builder, PortedFile
@@ -120,8 +120,10 @@ class Converter:
         self._hooks(port, facts, rewriter, built)
         text = self._pipeline_text(port, facts, rewriter, built)
         port.features = _features(port, rewriter, text) | facts.parallel
+        port.features |= _blocks(models, facts)
         port.features["cache_dit"] = state(port.name, "cache_dit", caching, "pipelines")
-        port.features["hoisting"] = _hoisting(models, port.features["step_execution"])
+        held = _hoisting(models, rewriter, port.features["step_execution"])
+        port.features["hoisting"] = state(port.name, "hoisting", held, "pipelines")
         top = header(built, self.tree)
         text = header(built, self.tree, notes(self.tier, port.features)) + text.removeprefix(top)
         self._take(port, f"pipeline_{port.stem}.py", text, built)
@@ -131,7 +133,8 @@ class Converter:
         port.texts[f"examples/{port.stem}.py"] = example_text(
             port.stem, facts, rewriter.post_process, self.tree, self.target
         )
-        port.plans = rewriter.plans | ({"cache_dit": caching.fingerprint} if caching.fingerprint else {})
+        plans = {"cache_dit": caching.fingerprint, "hoisting": held.fingerprint}
+        port.plans = rewriter.plans | {feature: plan for feature, plan in plans.items() if plan}
         port.files = sorted(port.texts)
         check_texts(port.texts)
         return port
@@ -211,9 +214,6 @@ def _features(port: Port, rewriter: PipelineRewriter, text: str) -> dict[str, st
         "image_input": "yes" if "support_image_input" in texts else "no",
         "pre_process_hook": "yes" if rewriter.pre_process is not None else "no",
         "post_process_hook": "yes" if rewriter.post_process.calls else "no",
-        "regional_compile": "untested" if "_repeated_blocks" in texts else "no",
-        "layerwise_offload": "untested" if "_layerwise_offload_blocks_attrs" in texts else "no",
-        "hsdp": "untested" if "_hsdp_shard_conditions" in texts else "no",
         **rewriter.features,
     }
 
@@ -226,14 +226,32 @@ def _parallel(models: dict[str, PortedFile]) -> dict[str, str]:
     }
 
 
-def _hoisting(models: dict[str, PortedFile], steps: str) -> str:
+def _blocks(models: dict[str, PortedFile], facts: PipelineFacts) -> dict[str, str]:
+    """What the engine can do with the blocks of a pipeline's models.
+
+    It leaves a model without blocks as it is, but for HSDP, which it refuses then. Outside of its forward, a model's
+    weights are in parts under HSDP.
+    """
+    names = ("regional_compile", "layerwise_offload", "hsdp")
+    states = {
+        name: {model: state(model, name, built.features[name]) for model, built in models.items()} for name in names
+    }
+    found = {name: together(states[name], name != "hsdp") for name in names}
+    apart = called_apart(facts)
+    if apart and not found["hsdp"].startswith((REFUSED, NOT_APPLICABLE)):
+        found["hsdp"] = f"{REFUSED}: it calls {apart} by itself, where weights are in parts"
+    return found
+
+
+def _hoisting(models: dict[str, PortedFile], rewriter: PipelineRewriter, steps: str) -> Feature:
     """Whether results are held from step to step, from the models and from how the pipeline runs its steps."""
     found = [built.features["hoisting"] for built in models.values()]
     if all(feature.state != DERIVED for feature in found):
-        return found[0].told if found else f"{NOT_APPLICABLE}: no model of it is converted"
+        return found[0] if found else Feature(NOT_APPLICABLE, "no model of it is converted")
     if steps.startswith((REFUSED, NOT_APPLICABLE)):
-        return f"{REFUSED}: a request holds nothing, its steps are not apart ({steps.partition(': ')[2]})"
-    return DERIVED
+        return Feature(REFUSED, f"a request holds nothing, its steps are not apart ({steps.partition(': ')[2]})")
+    calls = {name: built.features["hoisting"].fingerprint for name, built in models.items()}
+    return Feature(DERIVED, fingerprint=fingerprint([calls, sorted(rewriter.constants)]))
 
 
 def _caching(models: dict[str, PortedFile], facts: PipelineFacts) -> Feature:

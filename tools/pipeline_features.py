@@ -1,4 +1,4 @@
-"""Prove what ports of pipelines do in vLLM-Omni: steps in turns, guidance on two ranks, Cache-DiT, batches of requests.
+"""Prove what ports of pipelines do in vLLM-Omni: turns, guidance on two ranks, Cache-DiT, batches, held results.
 
     python tools/pipeline_features.py [--python .venv-omni/bin/python] [--features NAME …] [--only NAME …] [--resume]
 
@@ -7,7 +7,8 @@ Each pipeline with a tiny checkpoint is converted for vllm-omni and run in the e
 - step_execution: a request whole, and two of different step counts in turns, by the engine's own step scheduler;
 - cfg_parallel: the same request on two ranks (gloo), with a branch of its guidance each;
 - cache_dit: with a cache that never fills (equal to none), and one that skips (blocks run less often);
-- request_batch: two requests together, as each alone.
+- request_batch: two requests together, as each alone;
+- hoisting: a request that holds results over its steps, as one that computes all in each step.
 
 Adds to ``porter/parity/data/features.json``; the page is made by ``tools/feature_table.py --table``.
 """
@@ -27,7 +28,7 @@ from porter.omni.rendezvous import ROOT, run_ranks
 
 EVIDENCE = ROOT / "porter" / "parity" / "data" / "features.json"
 # Pipelines between two notes of what was found.
-TOGETHER = 16
+TOGETHER = 32
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ PROOFS = {
     "step_execution": Proof("one", 0.0, lambda found: bool(found.get("steps_shared"))),
     "cfg_parallel": Proof("cfg", 1e-4, lambda found: bool(found.get("collectives"))),
     "cache_dit": Proof("cache", 0.0, lambda found: found["blocks"][-1] < found["blocks"][0]),
+    "hoisting": Proof("held", 0.0, lambda found: found["used"] > 0),
     "request_batch": Proof("batch", 1e-5, lambda found: found["calls"][-1] < found["calls"][0]),
 }
 

@@ -65,7 +65,7 @@ def test_an_image_model_is_added_and_nothing_is_touched(converter, checkout):
 
 
 DELIVERED = ("AuraFlowPipeline", "LTXPipeline")
-FEATURES = ("cache_dit", "sequence_parallel", "tensor_parallel", "step_execution", "cfg_parallel")
+FEATURES = ("cache_dit", "sequence_parallel", "tensor_parallel", "step_execution", "cfg_parallel", "hsdp")
 
 
 def test_pages_get_a_row_where_it_belongs(converter, checkout):
@@ -77,9 +77,8 @@ def test_pages_get_a_row_where_it_belongs(converter, checkout):
     features = text["docs/user_guide/diffusion_features.md"]
     proven = {name: {k for k, v in converter.port(name).features.items() if v == "verified"} for name in DELIVERED}
     aura, ltx = ({k: "✅" if k in held else "❓" for k in FEATURES} for held in proven.values())
-    row = (
-        f"{aura['cache_dit']} | {aura['sequence_parallel']} | {aura['tensor_parallel']} | ❓ | {aura['step_execution']}"
-    )
+    order = ("cache_dit", "sequence_parallel", "tensor_parallel", "hsdp", "step_execution")
+    row = " | ".join(aura[name] for name in order)
     assert f"| **AuraFlow** | ❌ | {row} |\n| **Bagel**" in features
     assert f"| **LTX** | {ltx['cache_dit']} | {ltx['cfg_parallel']} |\n| **Wan** |" in features
     recipes = text["recipes/README.md"].splitlines()

@@ -79,8 +79,14 @@ def test_a_plan_that_failed_says_what_went_wrong(monkeypatch):
         assert state("A", "request_batch", Feature("derived", fingerprint="1"), "pipelines") == "derived"
 
 
-def test_a_trial_that_could_not_be_made_refutes_nothing(monkeypatch):
-    error = "ValueError: heads = 3 cannot be divided by tensor_parallel_size = 2."
+@pytest.mark.parametrize(
+    "error",
+    [
+        "ValueError: heads = 3 cannot be divided by tensor_parallel_size = 2.",
+        "AttributeError: module diffusers has no attribute NewTransformer2DModel",
+    ],
+)
+def test_a_trial_that_could_not_be_made_refutes_nothing(monkeypatch, error):
     found = {"A": {"tensor_parallel": {"passed": False, "fingerprint": "1", "error": error}}}
     monkeypatch.setattr(evidence, "_evidence", lambda kind: found)
     assert state("A", "tensor_parallel", Feature("derived", fingerprint="1")) == "derived"

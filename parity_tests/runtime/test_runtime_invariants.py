@@ -254,3 +254,27 @@ def test_a_weight_may_be_handed_on(invariants):
     with torch.no_grad():
         token.add_(1)
     assert torch.equal(call(invariants, held, torch.add, text, token), text + token)
+
+
+def test_a_weight_that_is_offloaded_and_fetched_is_the_same_one_wherever_it_lies(invariants):
+    first, second = (nn.Parameter(torch.randn(4)) for _ in range(2))
+    text, changing = torch.randn(4), torch.zeros(4)
+    held, _ = request(invariants, text=text)
+    hosts = {id(weight): weight.detach().clone() for weight in (first, second)}
+
+    def step(weight):
+        weight.data = hosts[id(weight)].clone()
+        result = call(invariants, held, torch.add, text, weight).clone()
+        weight.data = torch.empty(0)
+        return result
+
+    for _ in range(3):
+        for weight in (first, second):
+            assert torch.equal(step(weight), text + hosts[id(weight)])
+    assert held.hits == 4 and held.results == 2
+    # The place that a weight has left may be that of anything.
+    with torch.no_grad():
+        held._known[invariants._place(changing)] = first
+    for value in (1.0, 2.0):
+        changing.data.fill_(value)
+        assert torch.equal(call(invariants, held, torch.add, text, changing), text + value)

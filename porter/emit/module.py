@@ -31,7 +31,7 @@ TITLES = {
     "hsdp": "HSDP",
     "attention_backends": "attention backends",
 }
-PRESENT = (VERIFIED, DERIVED, "untested", "yes")
+PRESENT = (VERIFIED, DERIVED, "yes")
 # A comment that tells Python how to decode a file: in a port, which is UTF-8, it could turn a comment into code.
 COOKIE = re.compile(r"[ \t\f]*#.*?coding[:=]")
 

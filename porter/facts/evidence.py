@@ -20,6 +20,9 @@ from typing import Any
 EVIDENCE = Path(__file__).resolve().parent.parent / "parity" / "data" / "features.json"
 # What the reason of a feature begins with that was tried and failed.
 FAILED = "a trial failed: "
+# How errors begin that say nothing about a plan: a model refuses what its tiny configuration is asked for, or the
+# diffusers that the engine pins lacks a class of the pipeline, so that there is no checkpoint to try with.
+NOT_TRIED = ("ValueError: ", "AttributeError: module diffusers has no attribute ")
 VERIFIED, DERIVED, REFUSED, NOT_APPLICABLE = "verified", "derived", "refused", "not applicable"
 
 
@@ -105,7 +108,7 @@ def disproof(owner: str, name: str, feature: Feature, kind: str = "models") -> s
     if proof is None or proof.get("passed") or proof.get("fingerprint") != feature.fingerprint:
         return ""
     error = str(proof.get("error") or "it gave other results").rstrip(".")
-    return "" if error.startswith("ValueError: ") else error
+    return "" if error.startswith(NOT_TRIED) else error
 
 
 def tier(features: dict[str, str]) -> str:

@@ -108,6 +108,34 @@ def derives_from_model(node: ast.ClassDef) -> bool:
     return any(isinstance(base, ast.Name) and base.id.endswith("ModelMixin") for base in node.bases)
 
 
+def called_apart(facts: PipelineFacts) -> str:
+    """What needs a converted model's weights and is called by the pipeline itself, not by the model's forward.
+
+    A layer, or a method that names a layer or a weight: ``transformer.time_embed``. Empty if there is none.
+    """
+    for component in facts.components:
+        for model in component.converted:
+            called = re.findall(rf"\bself\.{component.name}\.(\w+)\(", facts.definition.code)
+            held = _layers(model.node)
+            for name in called:
+                method = _method(model.node, name) if isinstance(model.node, ast.ClassDef) else None
+                named = {n.attr for n in walk(method) if isinstance(n, ast.Attribute)} if method else set()
+                if name in held or (name != "forward" and named & held):
+                    return f"{component.name}.{name}"
+    return ""
+
+
+def _layers(model: ast.AST) -> set[str]:
+    """Attributes of a model that are made by calling a class: layers and weights, ``nn.Parameter`` included."""
+    found = set()
+    for node in walk(model):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            made = ast.unparse(node.value.func).rpartition(".")[2]
+            if made[:1].isupper():
+                found |= {t.attr for t in node.targets if isinstance(t, ast.Attribute)}
+    return found
+
+
 def pipeline_facts(tree: SourceTree, definition: Definition) -> PipelineFacts:
     """Read the facts of a pipeline class."""
     node = definition.node

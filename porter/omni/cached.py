@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tempfile
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from porter.omni.turns import STEPS, apart, prepare, request, results
+from porter.omni.turns import apart, prepare, request, results
 from porter.parity import spec as specs
 
 COUNT = 6
@@ -22,8 +23,17 @@ EAGER = {"max_warmup_steps": 2, "residual_diff_threshold": 1e9, "max_continuous_
 
 def cached(work: Path, name: str) -> dict[str, Any]:
     """The largest relative difference under an idle cache, and the calls of blocks: without, idle, skipping."""
+    [*deep, last] = deeper_models(work, name)
+    for configs in deep:
+        with contextlib.suppress(Exception):  # a number of layers that something else must agree with
+            return compared(work, name, configs)
+    return compared(work, name, last)
+
+
+def compared(work: Path, name: str, configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """As :func:`cached`, with these settings of models."""
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = prepare(work, name, folder, deeper(name))
+        checkpoint = prepare(work, name, folder, configs)
         (plain, calls), (idle, idle_calls), (skipping, fewer) = (
             run(checkpoint, name, cache) for cache in (None, IDLE, EAGER)
         )
@@ -34,16 +44,39 @@ def cached(work: Path, name: str) -> dict[str, Any]:
     }
 
 
-def deeper(name: str) -> dict[str, dict[str, Any]]:
-    """Settings that give a tiny model several blocks of each kind: the first block of a list is never skipped."""
+def deeper_models(work: Path, name: str) -> list[dict[str, dict[str, Any]]]:
+    """Settings that give a tiny pipeline's models several blocks of each kind: a list's first is never skipped.
+
+    All kinds first; then, since a setting may be called so and count something else, all but one.
+    """
     files = specs.read(name).files
     found = {}
-    for component in ("transformer", "transformer_2", "prior"):
+    for component in denoisers(work, name):
         if f"{component}/config.json" in files:
             config = json.loads(files[f"{component}/config.json"])
-            counts = {key: value for key, value in config.items() if COUNTED.fullmatch(key) and isinstance(value, int)}
-            found[component] = {key: max(value, 3) for key, value in counts.items() if value}
-    return found
+            found[component] = {key: value for key, value in deeper(config).items() if value != config[key]}
+    single = [(component, key) for component, values in found.items() for key in values]
+    fewer = [
+        {part: {k: v for k, v in values.items() if (part, k) != left} for part, values in found.items()}
+        for left in single
+    ]
+    return [found, *fewer, {}] if single else [{}]
+
+
+def denoisers(work: Path, name: str) -> list[str]:
+    """The components of a port that have blocks, as its class says."""
+    pattern = re.compile(rf"^class {name}\(.*?_dit_modules[^=]*= (\[.*?\])", re.MULTILINE | re.DOTALL)
+    for file in (work / "ports").glob("*/pipeline_*.py"):
+        said = pattern.search(file.read_text("utf-8"))
+        if said:
+            return list(json.loads(said[1]))
+    return []
+
+
+def deeper(config: dict[str, Any], depth: int = 3) -> dict[str, Any]:
+    """A model's configuration with ``depth`` blocks at least of each kind that it has."""
+    counts = {key: value for key, value in config.items() if COUNTED.fullmatch(key) and type(value) is int and value}
+    return config | {key: max(value, depth) for key, value in counts.items()}
 
 
 def run(checkpoint: Path, name: str, cache: dict[str, Any] | None) -> tuple[dict[str, torch.Tensor], int]:
@@ -65,10 +98,7 @@ def run(checkpoint: Path, name: str, cache: dict[str, Any] | None) -> tuple[dict
             for attribute in model._cache_dit_adapter_config.block_forward_patterns if model is not None else ():
                 for block in getattr(model, attribute):
                     block.register_forward_pre_hook(count)
-        prompt, params = request(name, worker, 0)
-        for step in STEPS:
-            if hasattr(params, step):
-                setattr(params, step, COUNT)
+        prompt, params = request(name, worker, 0, COUNT)
         with small_areas(worker.pipeline):
             raw, _ = worker.run(prompt, params)
         return results(raw), calls

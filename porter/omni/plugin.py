@@ -57,6 +57,7 @@ def _register(name: str) -> None:
             registry._DIFFUSION_POST_PROCESS_FUNCS,
             registry._DIFFUSION_IR_OP_PRIORITY_FUNCS,
             registry._DIFFUSION_PREFIX_CACHE_FUNCS,
+            _cache_enablers(),
         )
         tables = (registry._DIFFUSION_MODELS, registry.DiffusionModelRegistry.models, *hooks)
         _replaced[name] = [(table, table.get(name)) for table in tables]
@@ -69,6 +70,16 @@ def _register(name: str) -> None:
         pre_process_func_name=hook_name(name, "pre"),
         post_process_func_name=hook_name(name, "post"),
     )
+
+
+def _cache_enablers() -> dict[str, Any]:
+    """How the engine puts Cache-DiT on models of its own that do not say so themselves, by pipeline."""
+    try:
+        from vllm_omni.diffusion.cache.cachedit import CUSTOM_DIT_ENABLERS
+    except ImportError:  # Cache-DiT is not installed
+        return {}
+    enablers: dict[str, Any] = CUSTOM_DIT_ENABLERS
+    return enablers
 
 
 def use_port(name: str, models_dir: str | Path | None = None) -> None:

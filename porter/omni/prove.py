@@ -1,11 +1,12 @@
 """What ports do in vLLM-Omni's worker, one pipeline after the other.
 
-    python -m porter.omni.prove WORK --mode one|cfg|cache|batch [--rank R --port P]
+    python -m porter.omni.prove WORK --mode one|cfg|cache|batch|held [--rank R --port P]
 
 ``WORK/jobs.json`` names the pipelines, ``WORK/ports`` holds them. ``one`` runs a request whole and two requests of
 different step counts in turns, compares them, and keeps the first result in ``WORK``; ``cfg``, started once for each of
 two ranks, runs the same request there with its guidance on both; ``cache`` runs one with Cache-DiT and without;
-``batch`` runs two together and alone. ``WORK/<mode>.<rank>.jsonl`` says how each went.
+``batch`` runs two together and alone; ``held`` runs one that holds results over its steps, and one that does not.
+``WORK/<mode>.<rank>.jsonl`` says how each went.
 
 Each pipeline is run by a fork of this process: one that crashes or waits for ever costs itself only, groups of ranks
 are set up afresh, and what all need is imported once.
@@ -24,7 +25,7 @@ import torch
 from porter.omni.forks import Stopped, in_fork, preload
 
 SECONDS = 300  # that a pipeline may take: tiny ones need ten, and on a busy machine a minute
-MODES = ("one", "cfg", "cache", "batch")
+MODES = ("one", "cfg", "cache", "batch", "held")
 
 
 def main() -> None:
@@ -60,11 +61,12 @@ def run(mode: str, work: Path, name: str, rank: int, port: int) -> dict[str, Any
     """What a mode finds out about a pipeline."""
     from porter.omni.batched import batched
     from porter.omni.cached import cached
+    from porter.omni.held import held
     from porter.omni.turns import alone, shared
 
     if mode == "cfg":
         return shared(work, name, rank, port)
-    return {"one": alone, "cache": cached, "batch": batched}[mode](work, name)
+    return {"one": alone, "cache": cached, "batch": batched, "held": held}[mode](work, name)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,15 @@ from porter.omni.linear import one_product
 COLLECTIVES = (
     "all_reduce",
     "all_gather_into_tensor",
+    "all_gather_single",
     "all_gather",
     "all_to_all_single",
     "all_to_all",
     "reduce_scatter_tensor",
 )
-MODES = {"one": {}, "tp": {"tensor_parallel_size": 0}, "sp": {"ulysses_degree": 0}}
+MODES = ("one", "tp", "sp")
+# Sizes of the engine's groups that are the number of ranks, by what the ranks share.
+SIZES = {"one": (), "tp": ("tensor_parallel_size",), "sp": ("ulysses_degree",), "hsdp": ("hsdp_shard_size",)}
 
 
 class Rank:
@@ -41,7 +45,8 @@ class Rank:
     Args:
         rank: number of this process.
         world: number of processes.
-        mode: what they share: ``one`` (nothing), ``tp`` (projections), ``sp`` (the sequence, by Ulysses).
+        mode: what they share: ``one`` (nothing), ``tp`` (projections), ``sp`` (the sequence, by Ulysses), ``hsdp``
+            (weights, which come together block by block).
         port: where the ranks meet.
     """
 
@@ -69,7 +74,8 @@ class Rank:
             "WORLD_SIZE": str(world),
         }
         self.rank, self.mode, self.world = rank, mode, world
-        sizes = {name: world for name in MODES[mode]}
+        sharded = mode == "hsdp"
+        sizes = {name: world for name in SIZES[mode]} | ({"use_hsdp": True} if sharded else {})
         self.config = OmniDiffusionConfig(
             model="",
             dtype=torch.float32,
@@ -85,6 +91,8 @@ class Rank:
                 sequence_parallel_size=parallel.sequence_parallel_size,
                 ulysses_degree=parallel.ulysses_degree,
                 tensor_parallel_size=parallel.tensor_parallel_size,
+                fully_shard_degree=parallel.hsdp_shard_size if sharded else 1,
+                use_hsdp=sharded,
             )
 
     @contextlib.contextmanager
@@ -150,7 +158,7 @@ class Traffic:
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
-        for name in COLLECTIVES:
+        for name in filter(partial(hasattr, torch.distributed), COLLECTIVES):
             setattr(torch.distributed, name, self._counted(name, getattr(torch.distributed, name)))
 
     def _counted(self, name: str, function: Any) -> Any:
@@ -286,7 +294,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--world", type=int, default=1)
-    parser.add_argument("--mode", choices=sorted(MODES), default="one")
+    parser.add_argument("--mode", choices=MODES, default="one")
     parser.add_argument("--port", type=int, default=29555)
     args = parser.parse_args()
     torch.set_num_threads(1)

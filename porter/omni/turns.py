@@ -37,7 +37,7 @@ def alone(work: Path, name: str) -> dict[str, Any]:
                 align(worker.pipeline)
                 with small_areas(worker.pipeline):
                     requests = [request(name, worker, number) for number in (0, 1)]
-                    _seed_each(worker.pipeline)
+                    seed_each(worker.pipeline)
                     found, turns = run_interleaved(worker, requests)
                 entry["relative"] = max(apart(a, results(b)) for a, b in zip(wholes, found))
                 entry["steps_shared"] = sum(len(turn) > 1 for turn in turns)
@@ -77,8 +77,15 @@ def prepare(work: Path, name: str, folder: str, configs: dict[str, dict[str, Any
     return checkpoint.build(name, folder, configs=configs)
 
 
-def request(name: str, worker: Any, number: int) -> tuple[Any, Any]:
-    """The small call of a pipeline as a request, guided; the second takes a step more and draws other noise."""
+def request(name: str, worker: Any, number: int, count: int = 0) -> tuple[Any, Any]:
+    """The small call of a pipeline as a request, guided; the second takes a step more and draws other noise.
+
+    Args:
+        name: of the pipeline.
+        worker: that is to run it.
+        number: 0 or 1.
+        count: of steps; 0: as in the call.
+    """
     import inspect
 
     from porter.omni.side import engine_params
@@ -88,9 +95,8 @@ def request(name: str, worker: Any, number: int) -> tuple[Any, Any]:
     pipeline = type(worker.pipeline)
     takes = inspect.signature(getattr(pipeline, "prepare_encode", pipeline.forward)).parameters
     call = checkpoint.load_inputs(name)
-    for step in STEPS:
-        if number and step in call:
-            call[step] += 1
+    steps = {step: (count or call[step]) + number for step in STEPS if step in call}
+    call |= with_steps(takes, steps) if number or count else {}
     for scale in SCALES:
         if scale in takes:
             call[scale] = 3.5
@@ -103,9 +109,20 @@ def request(name: str, worker: Any, number: int) -> tuple[Any, Any]:
     return prompt, engine_params(params)
 
 
-def _seed_each(pipeline: Any) -> None:
-    """Let what is drawn without a generator be what :func:`request` leaves for each of the requests alone."""
-    prepare, numbers = pipeline.prepare_encode, itertools.count()
+def with_steps(takes: Any, steps: dict[str, int]) -> dict[str, Any]:
+    """Arguments for another number of steps: without the timesteps that a pipeline has for its default number.
+
+    Args:
+        takes: parameters of the pipeline, by name.
+        steps: numbers, by parameter.
+    """
+    stated = [name for name in takes if name.endswith("timesteps") and not name.startswith(("max_", "min_", "num_"))]
+    return steps | {name: None for name in stated if isinstance(takes[name].default, (int, float, list, tuple))}
+
+
+def seed_each(pipeline: Any) -> None:
+    """Let what two requests draw without a generator be what they draw alone, each time that they come."""
+    prepare, numbers = pipeline.prepare_encode, itertools.cycle((0, 1))
 
     def seeded(*args: Any, **kwargs: Any) -> Any:
         torch.manual_seed(next(numbers))

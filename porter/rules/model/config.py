@@ -12,10 +12,8 @@ from porter.rules.engine import (
     Rule,
     bare,
     code,
-    identifiers,
     is_docstring,
     method,
-    nodes,
     parameters,
     statements,
     with_method,
@@ -220,97 +218,3 @@ class RegisterToConfig(Rule):
         given = code(call.with_changes(func=cst.Name("dict")))
         new = cst.parse_statement(f'self.config = FrozenDict({{**getattr(self, "config", {{}}), **{given}}})')
         return new.with_changes(leading_lines=updated.leading_lines)
-
-
-class LayerwiseBlocks(Rule):
-    """Name the repeated blocks: what is compiled, offloaded layer by layer, and sharded block by block (HSDP).
-
-    ``_repeated_blocks`` are classes, ``_layerwise_offload_blocks_attrs`` attributes; ``_hsdp_shard_conditions`` say of
-    a submodule, by its name, whether it is one of the blocks. Without the first the engine compiles nothing, without
-    the others it refuses.
-    """
-
-    name = "block-metadata"
-    safety = SURFACE
-    VALID = (
-        """
-        class ExampleEncoder(nn.Module):
-            def __init__(self, dim, num_layers):
-                super().__init__()
-                self.blocks = nn.ModuleList([ExampleBlock(dim) for _ in range(num_layers)])
-        """,
-        """
-        class ExampleTransformer2DModel(ModelMixin):
-            _repeated_blocks = ["ExampleBlock"]
-            _layerwise_offload_blocks_attrs = ["blocks"]
-            _hsdp_shard_conditions = [lambda name, module: name.startswith("blocks.")]
-
-            def __init__(self, dim, num_layers):
-                super().__init__()
-                self.blocks = nn.ModuleList([ExampleBlock(dim) for _ in range(num_layers)])
-        """,
-    )
-    INVALID = (
-        (
-            """
-            class ExampleTransformer2DModel(ModelMixin):
-                def __init__(self, dim, num_layers):
-                    super().__init__()
-                    self.blocks = nn.ModuleList([ExampleBlock(dim) for _ in range(num_layers)])
-                    self.norms = nn.ModuleList([nn.LayerNorm(dim) for _ in range(num_layers)])
-            """,
-            """
-            class ExampleTransformer2DModel(ModelMixin):
-                _repeated_blocks = ["ExampleBlock"]
-                _layerwise_offload_blocks_attrs = ["blocks"]
-                _hsdp_shard_conditions = [
-                    lambda name, module: name.count(".") == 1 and name.split(".")[0] in ("blocks",)
-                ]
-
-                def __init__(self, dim, num_layers):
-                    super().__init__()
-                    self.blocks = nn.ModuleList([ExampleBlock(dim) for _ in range(num_layers)])
-                    self.norms = nn.ModuleList([nn.LayerNorm(dim) for _ in range(num_layers)])
-            """,
-        ),
-    )
-
-    def leave_ClassDef(self, ctx: Context, original: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
-        if not any(dotted(base.value) in MODEL_BASES for base in original.bases):
-            return updated
-        init = method(original, "__init__")
-        lists, classes = _block_lists(init) if init else ([], [])
-        present = {name for item in updated.body.body if not hasattr(item, "params") for name in identifiers(item)}
-        added = ""
-        if classes and "_repeated_blocks" not in present:
-            added += f"_repeated_blocks = {classes!r}\n"
-        if lists and "_layerwise_offload_blocks_attrs" not in present:
-            added += f"_layerwise_offload_blocks_attrs = {lists!r}\n"
-        if lists and "_hsdp_shard_conditions" not in present:
-            held = ", ".join(f"{name!r}" for name in lists) + ("," if len(lists) == 1 else "")
-            added += (
-                "_hsdp_shard_conditions = "
-                f"[lambda name, module: name.count('.') == 1 and name.split('.')[0] in ({held})]\n"
-            )
-        if not added:
-            return updated
-        body = list(updated.body.body)
-        at = next((i for i, item in enumerate(body) if isinstance(item, cst.FunctionDef)), len(body))
-        body[at:at] = statements(added.replace("'", '"'))
-        return updated.with_changes(body=updated.body.with_changes(body=body))
-
-
-def _block_lists(init: cst.FunctionDef) -> tuple[list[str], list[str]]:
-    """Attributes that hold a ModuleList built by a comprehension, and the classes that fill them."""
-    lists: list[str] = []
-    classes: list[str] = []
-    for assign in nodes(init.body, cst.Assign):
-        target = (dotted(assign.targets[0].target) or "").split(".")
-        is_list = isinstance(assign.value, cst.Call) and (dotted(assign.value.func) or "").endswith("ModuleList")
-        if not is_list or len(target) != 2 or target[0] != "self":
-            continue
-        for element in [c.elt for kind in (cst.ListComp, cst.GeneratorExp) for c in nodes(assign.value, kind)]:
-            if isinstance(element, cst.Call) and isinstance(element.func, cst.Name):
-                lists.append(target[1])
-                classes.append(element.func.value)
-    return list(dict.fromkeys(lists)), list(dict.fromkeys(classes))

@@ -15,8 +15,9 @@ from porter.rules.engine import Context, Rule, code, method, parameters, walk, w
 from porter.rules.fold import Facts, fold_function
 from porter.rules.model.adaptive_norms import EngineAdaLayerNorm
 from porter.rules.model.attention_layer import AttentionLayer
+from porter.rules.model.block_metadata import LayerwiseBlocks
 from porter.rules.model.classic_attention import ClassicAttention, class_name
-from porter.rules.model.config import ExplicitConfig, LayerwiseBlocks, RegisterToConfig
+from porter.rules.model.config import ExplicitConfig, RegisterToConfig
 from porter.rules.model.dead import without_dead
 from porter.rules.model.derived import DerivedAttention
 from porter.rules.model.lazy_logs import LazyLogs

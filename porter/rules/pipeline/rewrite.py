@@ -50,6 +50,8 @@ class PipelineRewriter:
         self.pre_process: PreProcess | None = None
         self.features: dict[str, str] = {}
         self.plans: dict[str, str] = {}
+        self.constants: tuple[str, ...] = ()
+        """What a request hands to all of its steps alike."""
 
     def __call__(self, definition: Definition, ctx: Context) -> Any:
         node = parsed(definition)
@@ -130,6 +132,7 @@ class PipelineRewriter:
         del ported["__call__"]
         batching = self._batching(source, set(ported), len(forwards) > 1)
         self.features["request_batch"] = state(self.facts.name, "request_batch", batching, "pipelines")
+        self.constants = stepping.constants
         several = batching.state == DERIVED
         if several:
             self.plans["request_batch"] = batching.fingerprint
