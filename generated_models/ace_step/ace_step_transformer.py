@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/ace_step_transformer.py sha256 e533a1097b80442a9e5da6a7e229f204dbd81482948f0619050f2cbf3144ee8b
 # Rules: attention-layer, block-metadata, engine-rms-norm, explicit-config, hoist-invariants, keep-processor, merge-projections, remove-decorators, remove-machinery, remove-mixins, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, merged projections, results held over steps
+# Features: tensor parallelism, merged projections, results held over steps, regional compilation, layer-wise offload,
+#   HSDP
 # Without: sequence parallelism (it has no attention layer of the engine); Cache-DiT (layers: its loop does more than
 #   call the blocks)
 

@@ -23,7 +23,8 @@
 # Source: diffusers/models/transformers/transformer_anyflow.py sha256 590340add3536018d641e26494f10d7ddfa2d08170532ec5940dd3240a075b45
 # Rules: attention-layer, block-metadata, cache-blocks, engine-rms-norm, explicit-config, hoist-invariants, keep-processor, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import dataclasses
 import math

@@ -64,7 +64,9 @@ class Invariants:
     def __init__(self, limit: int) -> None:
         self.limit, self.nbytes, self.hits, self.stale = limit, 0, 0, 0
         self._known: dict[int, torch.Tensor] = {}
-        """By storage: a tensor in it, which keeps the place taken."""
+        """By storage: a tensor in it, which keeps the place taken, if it is no weight that moves."""
+        self._weights: dict[int, torch.Tensor] = {}
+        """Those of modules that were handed on, by identity."""
         self._entries: dict[Hashable, tuple[Any, list[tuple[torch.Tensor, int]]] | None] = {}
         self._shortcuts: dict[Hashable, tuple[tuple[Any, ...], list[tuple[torch.Tensor, Any]], Hashable]] = {}
         """By function and the identity of its arguments: these, what their tensors were, and the key of the entry."""
@@ -147,7 +149,7 @@ class Invariants:
         with torch.inference_mode(False), torch.no_grad():
             result = function(*args, **kwargs)
         tensors = list(_tensors(result))
-        fresh = {_place(tensor): tensor for tensor in tensors if _place(tensor) not in self._known}
+        fresh = {_place(tensor): tensor for tensor in tensors if self._owner(tensor) is None}
         size = sum(tensor.untyped_storage().nbytes() for tensor in fresh.values())
         # What lies in a module's own memory is not the request's to hold.
         lent = {_place(weight) for owner in owners for weight in (*owner.parameters(), *owner.buffers())}
@@ -157,6 +159,11 @@ class Invariants:
             self._entries[key] = (_handed_out(result), [(tensor, tensor._version) for tensor in tensors])
         return result
 
+    def _owner(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The known tensor whose memory a tensor lies in; None also where that has gone and its place is taken anew."""
+        owner = self._known.get(_place(tensor))
+        return owner if owner is not None and _place(owner) == _place(tensor) else None
+
     def _key_of_function(self, function: Callable[..., Any]) -> Hashable:
         owner = getattr(function, "__self__", None)
         return (function.__name__, self._key(owner)) if isinstance(owner, torch.Tensor) else function
@@ -165,12 +172,15 @@ class Invariants:
         if isinstance(value, torch.Tensor):
             if not _is_plain(value):
                 raise _Unknown
-            if _place(value) not in self._known:
+            owner = self._owner(value)
+            if owner is None:
                 if not isinstance(value, nn.Parameter) or value.is_inference():
                     raise _Unknown
-                self._known[_place(value)] = value  # a weight that a module hands on
-            geometry = (value.storage_offset(), value.shape, value.stride(), value.dtype)
-            return _place(value), geometry, value._version, value.is_conj(), value.is_neg()
+                owner = self._known[_place(value)] = self._weights[id(value)] = value  # that a module hands on
+            # Where a weight lies says little: layer-wise offload takes it away and brings it back to another place.
+            offset = 0 if value is owner else value.storage_offset()
+            geometry = (offset, value.shape, value.stride(), value.dtype)
+            return id(owner), geometry, value._version, value.is_conj(), value.is_neg()
         if isinstance(value, _PLAIN):
             return type(value), value
         if isinstance(value, float):

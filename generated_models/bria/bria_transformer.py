@@ -3,7 +3,8 @@
 # Source: diffusers/models/transformers/transformer_bria.py sha256 b30b139db0ab1d0439179a460cdd5674e7d38ebd541af5c616f9b041341abad6
 # Rules: attention-layer, block-metadata, cache-blocks, engine-ada-layer-norm, explicit-config, hoist-invariants, keep-processor, lazy-logs, merge-projections, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import dataclasses
 import inspect

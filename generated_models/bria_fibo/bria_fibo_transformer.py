@@ -13,7 +13,8 @@
 # Source: diffusers/models/transformers/transformer_bria_fibo.py sha256 7f49884f143bddac628dc5ad2f7c9cd42ebcf249e3f293d714d09024e45b68fd
 # Rules: attention-layer, attention-sites, block-metadata, engine-ada-layer-norm, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 # Without: Cache-DiT (single_transformer_blocks: its loop does more than call the blocks; transformer_blocks: its loop
 #   does more than call the blocks)
 

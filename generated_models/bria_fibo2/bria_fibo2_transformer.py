@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_bria_fibo2.py sha256 c03cf2bc94ca6c5b09903e24cbb20334e871b743b75129738fde09ee2a8dac0a
 # Rules: attention-layer, block-metadata, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 # Without: Cache-DiT (layers: its loop does more than call the blocks)
 
 import dataclasses

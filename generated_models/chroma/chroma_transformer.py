@@ -18,7 +18,8 @@
 # Source: diffusers/models/transformers/transformer_flux.py sha256 19c283790c6ecce114759c47daf98b448292dec9c5070ad04eda1580fbf31770
 # Rules: attention-layer, block-metadata, explicit-config, hoist-invariants, keep-processor, lazy-logs, merge-projections, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 # Without: Cache-DiT (single_transformer_blocks: its loop does more than call the blocks; transformer_blocks: its loop
 #   does more than call the blocks)
 

@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_chronoedit.py sha256 0b5ec990539a52476e47b5b886f2a5c23a49a1651b65d95c567935ce691cd016
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import math
 from collections.abc import Iterable

@@ -18,7 +18,8 @@
 # Source: diffusers/models/transformers/cogvideox_transformer_3d.py sha256 57b4d152bb38af4f90d2aab8df28fa2260c2b474dafdb4e7f144e43a4023259b
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import dataclasses
 from collections.abc import Iterable

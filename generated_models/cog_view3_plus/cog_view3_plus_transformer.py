@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_cogview3plus.py sha256 6e9e97d8394e3ecc069912f984100d96d09aacf5356ac9247d39dbc219656369
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, engine-ada-layer-norm, explicit-config, fold-processor, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, regional compilation, layer-wise
+#   offload, HSDP
 # Without: results held over steps (nothing that its forward calls depends on the request alone)
 
 import dataclasses

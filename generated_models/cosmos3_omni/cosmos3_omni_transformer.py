@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_cosmos3.py sha256 8b84854085c72a788374f1edf48018bb5ff5af8170fd273d131dc67a7766346e
 # Rules: attention-layer, block-metadata, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, register-to-config, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 # Without: Cache-DiT (its forward has no loop over blocks)
 
 import dataclasses

@@ -18,9 +18,9 @@
 # Source: diffusers/models/transformers/dit_transformer_2d.py sha256 3843b76f75693bed81f90cb3c4d0782b02c1e25dde6bd38dc41f90fbd02586b6
 # Rules: attention-layer, attention-sites, block-metadata, explicit-config, fold-processor, merge-projections, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, merged projections
+# Features: tensor parallelism, sequence parallelism, merged projections, regional compilation, layer-wise offload
 # Without: Cache-DiT (transformer_blocks: its blocks are used outside of the loop); results held over steps (nothing
-#   that its forward calls depends on the request alone)
+#   that its forward calls depends on the request alone); HSDP (its forward calls layers of its blocks by themselves)
 
 import dataclasses
 from collections.abc import Iterable
@@ -1006,9 +1006,6 @@ class DiTTransformer2DModel(nn.Module):
 
     _repeated_blocks = ["BasicTransformerBlock"]
     _layerwise_offload_blocks_attrs = ["transformer_blocks"]
-    _hsdp_shard_conditions = [
-        lambda name, module: name.count(".") == 1 and name.split(".")[0] in ("transformer_blocks",)
-    ]
     packed_modules_mapping = {
         "to_kv": ["to_k", "to_v"],
     }

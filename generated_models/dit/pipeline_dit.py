@@ -24,9 +24,10 @@
 # Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, static-helpers, step-execution
 # Tier: D
 # Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, merged projections, regional
-#   compilation, layer-wise offload, HSDP, attention backends
+#   compilation, layer-wise offload, attention backends
 # Without: request batching (its call has no prompt); Cache-DiT (transformer_blocks: its blocks are used outside of
-#   the loop); results held over steps (nothing that its forward calls depends on the request alone)
+#   the loop); results held over steps (nothing that its forward calls depends on the request alone); HSDP (its
+#   forward calls layers of its blocks by themselves)
 
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar

@@ -18,7 +18,8 @@
 # Source: diffusers/models/transformers/transformer_easyanimate.py sha256 bc66c0ca1bd86afcca01887e7fd756aaa3e67866138a3a6d7391a6a4d28bfe96
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import dataclasses
 from collections.abc import Iterable

@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_ernie_image.py sha256 4606d9e020d76ce30b1975d6423ce87b1290acda3676a6f6cc9c5dad990bb9ac
 # Rules: attention-layer, attention-sites, block-metadata, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 # Without: Cache-DiT (layers: its loop does more than call the blocks)
 
 import dataclasses

@@ -18,7 +18,8 @@
 # Source: diffusers/models/controlnets/controlnet_flux.py sha256 75fdccecafb3879205d46fb91f3e1ef2ea9db7d23ccc9c94b869b908b102f56a
 # Rules: attention-layer, attention-sites, block-metadata, engine-ada-layer-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 # Without: Cache-DiT (single_transformer_blocks: its loop does more than call the blocks; transformer_blocks: its loop
 #   does more than call the blocks)
 

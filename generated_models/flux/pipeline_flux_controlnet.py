@@ -18,9 +18,10 @@
 # Source: diffusers/utils/torch_utils.py sha256 bce0a1a4488557e8f80dc02de5782c2b510e91ba2e07f7ae8d26168cee9afc2a
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, merged
-#   projections, results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
-# Without: Cache-DiT (controlnet_block_samples changes the states between blocks of FluxTransformer2DModel)
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, merged projections, results
+#   held over steps, regional compilation, layer-wise offload, HSDP, attention backends
+# Without: request batching (a request brings more than texts: each is a call of its own); Cache-DiT
+#   (controlnet_block_samples changes the states between blocks of FluxTransformer2DModel)
 # Vendored, since the target's diffusers lacks it: diffusers.utils.torch_utils.get_module_execution_device
 
 from __future__ import annotations
@@ -242,7 +243,7 @@ class FluxControlNetPipeline(
     _vae_modules: ClassVar[list[str]] = ["vae"]
     support_image_input: ClassVar[bool] = True
     supports_step_execution: ClassVar[bool] = True
-    supports_request_batch: ClassVar[bool] = True
+    supports_request_batch: ClassVar[bool] = False
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
     request_attributes: ClassVar[tuple[str, ...]] = (
         "_guidance_scale",
@@ -1226,7 +1227,7 @@ class FluxControlNetPipeline(
 
         return DiffusionOutput(output=image)
 
-    def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
+    def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
         return run_request(self, req)
 
     def combine_cfg_noise(

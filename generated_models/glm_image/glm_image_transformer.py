@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_glm_image.py sha256 b609c74e5fefbc88fad9493439b0e3aae557e2901d5750db6537a000a2cfe5fc
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, explicit-config, fold-processor, hoist-invariants, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, results held over steps, regional compilation, layer-
+#   wise offload, HSDP
 # Without: merged projections (no two read the same input)
 
 import dataclasses

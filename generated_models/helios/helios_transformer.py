@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_helios.py sha256 ba45f5aae1be15a78f970088ff1b9502f2d045ba8e86e92ffa62fcc9af638654
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import dataclasses
 import math

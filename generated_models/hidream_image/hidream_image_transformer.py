@@ -3,7 +3,8 @@
 # Source: diffusers/models/transformers/transformer_hidream_image.py sha256 79903b8e4bb05849648c00231b1992554881394e71f157c90270cf1df498dc22
 # Rules: attention-layer, attention-sites, block-metadata, derived-attention, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 # Without: Cache-DiT (double_stream_blocks: its loop does more than call the blocks; single_stream_blocks: its loop
 #   does more than call the blocks)
 

@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/hunyuan_transformer_2d.py sha256 f1a405de9295e1f33e4b8feb617dca98109b6a3f388fb15a38a6bbd3c7fa0901
 # Rules: attention-layer, attention-sites, block-metadata, engine-ada-layer-norm, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 # Without: Cache-DiT (blocks: its loop does more than call the blocks)
 
 import dataclasses

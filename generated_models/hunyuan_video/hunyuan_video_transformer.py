@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_hunyuan_video.py sha256 c5de2f401716dad9d63a701dac70ae348debfc81640c33cb300c34f402b9f681
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, engine-ada-layer-norm, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import dataclasses
 from collections.abc import Iterable

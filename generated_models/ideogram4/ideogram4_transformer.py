@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_ideogram4.py sha256 c338e36a3c3bfabbe3d783332d0da115af294db823dff429c9d24b06f5560224
 # Rules: attention-layer, block-metadata, cache-blocks, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import dataclasses
 import math

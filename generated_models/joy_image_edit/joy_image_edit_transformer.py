@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_joyimage.py sha256 aca88ee8f6dbfbe5e9b946b6ed5007cdc52b82c75ec4ce53bf3ca48d3f724abd
 # Rules: attention-layer, block-metadata, cache-blocks, explicit-config, fold-processor, hoist-invariants, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, results held over steps, regional compilation, layer-
+#   wise offload, HSDP
 # Without: merged projections (no two read the same input)
 
 import dataclasses

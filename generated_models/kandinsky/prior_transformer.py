@@ -18,7 +18,8 @@
 # Source: diffusers/models/transformers/prior_transformer.py sha256 edf25b28dfcb3bff979ad0440dcb8660e6fc8318da359ac7baeb0aa77d44f131
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import dataclasses
 from collections.abc import Iterable

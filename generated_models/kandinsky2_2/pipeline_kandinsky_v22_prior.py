@@ -4,8 +4,9 @@
 # Rules: cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, replace-logger, step-execution
 # Tier: D
 # Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, Cache-DiT, merged projections,
-#   results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
-# Without: request batching (prompts are padded by "'longest'", not to a length of their own)
+#   results held over steps, regional compilation, layer-wise offload, attention backends
+# Without: request batching (prompts are padded by "'longest'", not to a length of their own); HSDP (it calls
+#   prior.post_process_latents by itself, where weights are in parts)
 
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar

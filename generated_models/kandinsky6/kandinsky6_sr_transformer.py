@@ -17,7 +17,7 @@
 # Source: diffusers/models/transformers/transformer_kandinsky6_sr.py sha256 d8fb5449220d2a6a5722aa741290aae6950a6701c6d7db17190aebff934a5143
 # Rules: attention-layer, block-metadata, cache-blocks, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins, replace-logger, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, Cache-DiT
+# Features: tensor parallelism, Cache-DiT, regional compilation, layer-wise offload, HSDP
 # Without: sequence parallelism (it has no attention layer of the engine); merged projections (no two read the same
 #   input); results held over steps (nothing that its forward calls depends on the request alone)
 

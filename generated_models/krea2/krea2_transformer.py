@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_krea2.py sha256 133681079150283f7a931645b326f6facae31b1a0562950b97b3c8ced7cb53ad
 # Rules: attention-layer, block-metadata, cache-blocks, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import dataclasses
 import math

@@ -18,7 +18,8 @@
 # Source: diffusers/models/transformers/latte_transformer_3d.py sha256 0a636d19f38b2f5c382f5b15e79ecd30443a354c3cdfe662c20401dddc5d6bbd
 # Rules: attention-layer, attention-sites, block-metadata, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 # Without: Cache-DiT (its forward has no loop over blocks)
 
 import dataclasses

@@ -20,7 +20,8 @@
 # Source: diffusers/models/transformers/transformer_longcat_audio_dit.py sha256 63a0b483de3f8d42577bbacea4686eb7e409ff31ba4bf82afc66a36eaa92a587
 # Rules: attention-layer, block-metadata, engine-rms-norm, explicit-config, hoist-invariants, keep-processor, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 # Without: Cache-DiT (blocks: it is gone through twice)
 
 import dataclasses

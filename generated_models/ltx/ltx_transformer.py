@@ -18,7 +18,8 @@
 # Source: diffusers/models/transformers/transformer_ltx.py sha256 80054bdb54c44eeda70e5a1aa60a1e736a79418043a43b7b6ed25caa5f78e2ae
 # Rules: attention-layer, block-metadata, cache-blocks, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import dataclasses
 import math

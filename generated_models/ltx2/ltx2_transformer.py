@@ -18,7 +18,8 @@
 # Source: diffusers/models/transformers/transformer_ltx2.py sha256 3a06d5043886efeb0d58f8284e7d7dc6559a71344568ccdb1230da9882727fad
 # Rules: attention-layer, block-metadata, explicit-config, hoist-invariants, keep-processor, lazy-logs, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, results held over steps
+# Features: tensor parallelism, sequence parallelism, results held over steps, regional compilation, layer-wise
+#   offload, HSDP
 # Without: Cache-DiT (transformer_blocks: its loop does more than call the blocks); merged projections (to_k, to_q,
 #   to_v: reads another value, or in another place)
 

@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_lumina2.py sha256 1b8dc32f25d6614aa86fbc77d15aaebba4b05ce93d045547a01effc5ea3086d9
 # Rules: attention-sites, block-metadata, cache-blocks, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, Cache-DiT, merged projections, results held over steps, regional compilation, layer-
+#   wise offload, HSDP
 # Without: sequence parallelism (it has no attention layer of the engine)
 
 import math

@@ -17,7 +17,7 @@
 # Source: diffusers/models/transformers/lumina_nextdit2d.py sha256 425447317dc918a09b15dccfa2fec0ab90cdfa8bb8688c47bd04da46cf42ac53
 # Rules: attention-sites, block-metadata, cache-blocks, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, remove-decorators, remove-machinery, remove-mixins, specialise-attention
 # Tier: D
-# Features: Cache-DiT, results held over steps
+# Features: Cache-DiT, results held over steps, regional compilation, layer-wise offload, HSDP
 # Without: tensor parallelism (no projection can be split: its output leaves the module split); sequence parallelism
 #   (it has no attention layer of the engine); merged projections (no two read the same input)
 

@@ -19,7 +19,7 @@
 # Source: diffusers/models/attention_processor.py sha256 59871fd4e66fc14a26f0e0464706ab24680e13dcd93161c55123678a5e671772
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, engine-ada-layer-norm, explicit-config, fold-processor, hoist-invariants, remove-decorators, remove-machinery, remove-mixins, sequence-parallel
 # Tier: D
-# Features: sequence parallelism, Cache-DiT, results held over steps
+# Features: sequence parallelism, Cache-DiT, results held over steps, regional compilation, layer-wise offload, HSDP
 # Without: tensor parallelism (a trial failed: RuntimeError: Sizes of tensors must match except in dimension 2.
 #   Expected ...); merged projections (a trial failed: that of tensor parallelism)
 

@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_nucleusmoe_image.py sha256 9d83cf4662428858067526fd694d630c7ed64f8c1110a8475550d362186856b9
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, engine-ada-layer-norm, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, lazy-logs, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, results held over steps, regional compilation, layer-
+#   wise offload, HSDP
 # Without: merged projections (no two read the same input)
 
 import dataclasses

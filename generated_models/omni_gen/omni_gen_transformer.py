@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_omnigen.py sha256 24301511816c760c6598a283a2db21a794e0070aed3df79e3c60393fcfa89b2d
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import dataclasses
 import math

@@ -18,7 +18,8 @@
 # Source: diffusers/models/transformers/pixart_transformer_2d.py sha256 acdaecb475e6863220beed0b8bb76b02c5909be9820fd99c410f7ce5dfa166df
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import dataclasses
 from collections.abc import Iterable

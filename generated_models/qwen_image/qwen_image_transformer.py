@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_qwenimage.py sha256 39df645130da4ad05521cb373f3bc0ce14c40d12d8065b72d5a0d9043355545d
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, engine-ada-layer-norm, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, lazy-logs, merge-projections, remove-decorators, remove-machinery, remove-mixins, replace-logger, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import dataclasses
 from collections.abc import Iterable

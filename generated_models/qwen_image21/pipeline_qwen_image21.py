@@ -19,13 +19,10 @@
 # Source: diffusers/models/transformers/transformer_qwenimage21.py sha256 7a3393f89b1eb71d79c8669a719a21a616e6c8b188b2c1f5a2faca2cc701f171
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, register-to-config, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, merged projections, regional compilation, layer-wise offload,
-#   HSDP, attention backends
-# Without: CFG parallelism (a trial failed: did not run on one rank); step execution (a trial failed: AttributeError:
-#   module diffusers has no attribute QwenImage21Transformer2DModel); request batching (nothing says that prompts get
-#   equal lengths); Cache-DiT (transformer_blocks: its blocks are used outside of the loop); results held over steps
-#   (a request holds nothing, its steps are not apart (a trial failed: AttributeError: module diffusers has no
-#   attribute QwenImage21Transformer2DModel))
+# Features: tensor parallelism, sequence parallelism, step execution, merged projections, results held over steps,
+#   regional compilation, layer-wise offload, HSDP, attention backends
+# Without: CFG parallelism (a trial failed: did not run on one rank); request batching (nothing says that prompts get
+#   equal lengths); Cache-DiT (transformer_blocks: its blocks are used outside of the loop)
 # Vendored, since the target's diffusers lacks it: diffusers.models.autoencoders.autoencoder_kl_qwenimage21.AutoencoderKLQwenImage21
 # Vendored, since the target's diffusers lacks it: diffusers.models.transformers.transformer_qwenimage21.QwenImage21KVCache
 

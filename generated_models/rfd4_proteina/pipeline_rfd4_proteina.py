@@ -19,12 +19,11 @@
 # Source: diffusers/pipelines/rfd4_proteina/pipeline_output.py sha256 685d80e3fb2b531774e375faf1e48e6753474f9c863d83514df0ee9598dbe3e2
 # Rules: drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, register-to-config, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, regional compilation, layer-wise offload, HSDP, attention
-#   backends
-# Without: CFG parallelism (without guidance); step execution (a trial failed: AttributeError: module diffusers has no
-#   attribute RFD4ProteinaScheduler); request batching (its call has no prompt); Cache-DiT (transformer_layers: its
-#   loop does more than call the blocks); merged projections (no two read the same input); results held over steps
-#   (nothing that its forward calls depends on the request alone)
+# Features: tensor parallelism, sequence parallelism, step execution, regional compilation, layer-wise offload, HSDP,
+#   attention backends
+# Without: CFG parallelism (without guidance); request batching (its call has no prompt); Cache-DiT
+#   (transformer_layers: its loop does more than call the blocks); merged projections (no two read the same input);
+#   results held over steps (nothing that its forward calls depends on the request alone)
 # Vendored, since the target's diffusers lacks it: diffusers.models.autoencoders.autoencoder_rfd4_proteina.RFD4ProteinaAutoencoder
 # Vendored, since the target's diffusers lacks it: diffusers.models.transformers.transformer_rfd4_proteina.CONDITION_KEYS
 # Vendored, since the target's diffusers lacks it: diffusers.models.transformers.transformer_rfd4_proteina.prepare_coord_group_seq

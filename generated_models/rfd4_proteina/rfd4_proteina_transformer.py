@@ -94,7 +94,7 @@
 # Source: diffusers/models/transformers/transformer_rfd4_proteina.py sha256 f9b8ad97c04cdc4e9b6fd39beca1d57067ef1d428b4e73ccb753a72f6832f6b8
 # Rules: attention-layer, block-metadata, explicit-config, fold-processor, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism
+# Features: tensor parallelism, sequence parallelism, regional compilation, layer-wise offload, HSDP
 # Without: Cache-DiT (transformer_layers: its loop does more than call the blocks); merged projections (no two read
 #   the same input); results held over steps (nothing that its forward calls depends on the request alone)
 

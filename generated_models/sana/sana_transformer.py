@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/sana_transformer.py sha256 a5ff05b23196d23d6acc982cd09dc0fa44d40cf60cba5cba01edecb2aacf8d04
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import dataclasses
 from collections.abc import Iterable

@@ -18,7 +18,8 @@
 # Source: diffusers/models/transformers/transformer_sd3.py sha256 ac1a1f5c63711f0fc301ef8a0c6a2c70c1085baf80f41b467240ac77b6826e15
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, engine-ada-layer-norm, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import dataclasses
 from collections.abc import Iterable

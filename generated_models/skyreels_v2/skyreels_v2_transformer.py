@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_skyreels_v2.py sha256 fb1f5c2ecb39eee8191e19c54ed5b519ad89ff806a20cbf79b698eea9a05cc67
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, explicit-config, fold-processor, hoist-invariants, merge-projections, register-to-config, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import dataclasses
 import math

@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_stable_audio3.py sha256 c0fe2524157aa75330e32dde653bbc379c69b8d1a270885f8f6b5e5502934feb
 # Rules: attention-layer, block-metadata, cache-blocks, explicit-config, fold-processor, hoist-invariants, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, results held over steps, regional compilation, layer-
+#   wise offload, HSDP
 # Without: merged projections (no two read the same input)
 
 import dataclasses

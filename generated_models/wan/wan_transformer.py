@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_wan.py sha256 e435da942f759c53d0d7a1c3d48db2811b203fcbe1ac38d832dcd1e8a4cb01eb
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import math
 from collections.abc import Iterable

@@ -17,7 +17,8 @@
 # Source: diffusers/models/transformers/transformer_z_image.py sha256 ac552097cb1bbf7a6dd0f9b63718df110603edbe61af4fe2f1b699ceab23eeae
 # Rules: attention-layer, attention-sites, block-metadata, cache-blocks, engine-rms-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, specialise-attention, tensor-parallel, thread-quantization
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 import dataclasses
 import math
@@ -520,7 +521,7 @@ class RopeEmbedder:
 
 class ZImageTransformer2DModel(nn.Module):
     _repeated_blocks = ["ZImageTransformerBlock"]
-    _layerwise_offload_blocks_attrs = ["noise_refiner", "context_refiner", "siglip_refiner", "layers"]
+    _layerwise_offload_blocks_attrs = ["noise_refiner", "context_refiner", "layers"]
     _hsdp_shard_conditions = [
         lambda name, module: (
             name.count(".") == 1
