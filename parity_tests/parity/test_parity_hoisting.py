@@ -19,7 +19,7 @@ NAMES = ("WanPipeline", "PixArtAlphaPipeline", "FluxPipeline")
 def ports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ports")
     for port in convert_all(list(NAMES), output_dir=str(folder)):
-        assert port.features["hoisting"] == "derived"
+        assert port.features["hoisting"] == "verified"
     return folder
 
 

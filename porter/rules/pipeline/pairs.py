@@ -56,7 +56,9 @@ class Pair:
 
     def _independent(self) -> bool:
         first, second = self.positive, self.negative
-        if first.model != second.model or first.result != second.result or first.positional or second.positional:
+        if (first.model, first.result, first.unused) != (second.model, second.result, second.unused):
+            return False
+        if first.positional or second.positional:
             return False
         if not all(_binds_names(item) for item in (*self.between, *self.before)):
             return False

@@ -52,6 +52,7 @@ class Prediction:
         model: what is called.
         result: how the prediction is taken from what the model returns: ``MODEL[0]``.
         names: variables that the line binds.
+        unused: how many results the source takes besides and does not use.
     """
 
     statement: cst.SimpleStatementLine
@@ -59,6 +60,7 @@ class Prediction:
     model: str
     result: str
     names: frozenset[str]
+    unused: int = 0
 
     @property
     def variable(self) -> str | None:
@@ -72,7 +74,7 @@ class Prediction:
     @property
     def is_default(self) -> bool:
         """Whether the engine's own ``predict_noise`` does the same."""
-        return self.model == "self.transformer" and self.result == "MODEL[0]"
+        return self.model == "self.transformer" and self.result == "MODEL[0]" and not self.unused
 
     @property
     def arguments(self) -> str:
@@ -99,8 +101,10 @@ class Prediction:
     def method(self) -> str:
         """``predict_noise`` for this call."""
         parameter = "" if self.model.startswith("self.") else f"{self.model}, "
-        taken = self.result.replace("MODEL", f"{self.model}(**kwargs)")
-        return f"def predict_noise(self, {parameter}**kwargs):\n    return {taken}\n"
+        head, call = f"def predict_noise(self, {parameter}**kwargs):\n", f"{self.model}(**kwargs)"
+        if self.unused:  # a model that returns another number of results is refused, as in the source
+            return f"{head}    prediction{f', {UNUSED}' * self.unused} = {call}\n    return prediction\n"
+        return f"{head}    return {self.result.replace('MODEL', call)}\n"
 
 
 def find_prediction(item: Any, models: list[str]) -> Prediction | None:
@@ -117,7 +121,9 @@ def find_prediction(item: Any, models: list[str]) -> Prediction | None:
     parts = isinstance(target, cst.Tuple) and all(isinstance(e.value, cst.Name) for e in target.elements)
     if not (RESULT.fullmatch(result) and isinstance(target, cst.Name)) and not (result == "MODEL" and parts):
         return None
+    unused = 0
     if isinstance(target, cst.Tuple) and all(code(e.value) == UNUSED for e in target.elements[1:]):
+        unused = len(target.elements) - 1
         result, target = "MODEL[0]", cst.ensure_type(target.elements[0].value, cst.Name)
         item = item.with_changes(body=[assign.with_changes(targets=[cst.AssignTarget(target)])])
-    return Prediction(item, call, dotted(call.func) or "", result, frozenset(names_in(target)))
+    return Prediction(item, call, dotted(call.func) or "", result, frozenset(names_in(target)), unused)
