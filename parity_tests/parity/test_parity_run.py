@@ -12,6 +12,7 @@ from rich.console import Console
 
 from porter.parity import capture, html, run
 from porter.parity.other_checkpoints import OTHER
+from porter.parity.pictures import pictures
 from porter.parity.report import describe_difference, print_report
 from porter.parity.sides import Reference, final_leaves, small_areas
 from porter.parity.spec import SpecError
@@ -297,3 +298,9 @@ def test_tables_of_sizes_are_made_smaller_on_both_sides_and_put_back():
         assert reference.tiles == port.tiles == ((256, 256), (256, 512))
     assert module.BUCKETS == {1024: [(512, 1792), (1024, 1024)]} and reference.resolutions[0] == (1024, 1024)
     del sys.modules[module.__name__]
+
+
+def test_a_picture_of_no_width_is_not_shown():
+    record = capture.Capture()
+    record.add("output", "final", {"result.0": np.zeros((1, 8, 0, 3))})
+    assert pictures(record, record) is None

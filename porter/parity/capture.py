@@ -34,7 +34,7 @@ _PROCESSOR_METHODS = ("preprocess", "preprocess_video", "postprocess", "postproc
 # Values in a tensor above which no run waits for a denoiser, nor an early-stopped run for a VAE; and above which no run
 # waits for a VAE. Some pipelines enlarge what they are given to a megapixel: what can be compared has been by then.
 _LARGE = 2**18
-_TOO_LARGE = 2**20
+_TOO_LARGE = 2**19
 
 
 class Enough(BaseException):

@@ -56,7 +56,7 @@ def _first(record: Capture) -> np.ndarray | None:
     if leaf is None or not hasattr(leaf, "shape"):
         return None
     array = to_numpy(leaf)
-    if array.ndim < 3:
+    if array.ndim < 3 or not array.size:  # some pipelines make pictures of no width if they are asked to
         return None
     array = array.reshape(-1, *array.shape[-3:])[0]
     if array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):

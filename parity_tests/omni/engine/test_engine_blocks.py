@@ -13,8 +13,8 @@ from porter.omni.rendezvous import run_ranks
 from porter.source import SourceTree
 from porter.targets import get_target
 
-# Blocks of two kinds; lists that settings leave out.
-MODELS = ("FluxTransformer2DModel", "ZImageTransformer2DModel")
+# Blocks of two kinds; three lists of blocks of one kind.
+MODELS = ("FluxTransformer2DModel", "Lumina2Transformer2DModel")
 
 
 @pytest.fixture(scope="module")
