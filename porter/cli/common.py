@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from porter.cores import cores
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -112,9 +114,7 @@ def console() -> Console:
 
 def processes(jobs: int) -> int:
     """The number of processes that ``--jobs`` asks for."""
-    if jobs:
-        return jobs
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return jobs or cores()
 
 
 @contextlib.contextmanager

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from porter.omni.turns import apart, prepare, request, results
-from porter.parity.relations import HOISTING
+from porter.parity.held import held_by_requests, hoisting
 
 # Steps, where the small call has too few for a second use.
 COUNT = 6
@@ -40,11 +36,11 @@ def held(work: Path, name: str) -> dict[str, Any]:
 def compared(worker: Any, name: str, count: int) -> dict[str, Any]:
     """One request both ways; ``count`` of steps, 0 for as many as the small call of the pipeline has."""
 
-    def run(limit: str) -> tuple[dict[str, Any], list[Any]]:
-        with recorded(worker.pipeline) as made, switched(limit):
+    def run(limit: str | None) -> tuple[dict[str, Any], list[Any]]:
+        with held_by_requests(worker.pipeline) as made, hoisting(limit):
             return results(worker.run(*request(name, worker, 0, count))[0]), made
 
-    (expected, none), (found, made) = run("0"), run("")
+    (expected, none), (found, made) = run("0"), run(None)
     used = sum(invariants.hits for invariants in made)
     if none:
         raise RuntimeError("results are held though it is switched off")
@@ -56,33 +52,3 @@ def compared(worker: Any, name: str, count: int) -> dict[str, Any]:
         "used": used,
         "bytes": sum(invariants.nbytes for invariants in made),
     }
-
-
-@contextmanager
-def recorded(pipeline: Any) -> Iterator[list[Any]]:
-    """The stores of results that requests of a pipeline are given meanwhile."""
-    module: Any = sys.modules[f"{type(pipeline).__module__.rpartition('.')[0]}.stepwise"]
-    original, made = module.Invariants, []
-
-    def record(*args: Any) -> Any:
-        made.append(original(*args))
-        return made[-1]
-
-    module.Invariants = record
-    try:
-        yield made
-    finally:
-        module.Invariants = original
-
-
-@contextmanager
-def switched(value: str) -> Iterator[None]:
-    """The environment's word on how much requests may hold; empty: the default."""
-    before = os.environ.get(HOISTING)
-    os.environ[HOISTING] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(HOISTING)
-        if before is not None:
-            os.environ[HOISTING] = before

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
+
+from porter.cores import cores
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ class Beside(Generic[T]):
 
     def __init__(self, work: Callable[[], T], apart: bool = True) -> None:
         self._work, self._receiver, self._child = work, None, None
-        if apart and _cores() > 1 and "fork" in multiprocessing.get_all_start_methods():
+        if apart and cores() > 1 and "fork" in multiprocessing.get_all_start_methods():
             context = multiprocessing.get_context("fork")
             self._receiver, sender = context.Pipe(duplex=False)
             self._child = context.Process(target=_send, args=(sender, work), daemon=True)
@@ -64,7 +65,3 @@ def _send(sender: Any, work: Callable[[], Any]) -> None:
     except Exception as error:  # noqa: BLE001 - it is raised where the result is asked for
         answer = (None, f"{type(error).__name__}: {error}")
     sender.send(answer)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,10 +6,8 @@ property of the pipeline, and is not asked of the port.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import torch
 
 from porter.parity.cases import SECOND_PROMPT
 from porter.parity.flatten import to_numpy
+from porter.parity.held import hoisting
 from porter.parity.recipes import decode
 from porter.parity.results import CaseResult
 from porter.parity.sides import Port, Side
@@ -25,8 +24,6 @@ from porter.parity.turns import can_take_turns, in_turns, same_leaves
 
 Leaves = Mapping[str, Any]
 
-# The variable that says how much a port's request may hold for its steps.
-HOISTING = "PORTER_HOISTING"
 # Kernels sum in another order when a batch is larger; a mistake is larger by orders of magnitude.
 _BATCH_TOLERANCE = 1e-4
 
@@ -89,9 +86,9 @@ def check_relations(
         return all(map(same_leaves, alone, together))
 
     def held(side: Side) -> bool:
-        with _environment(HOISTING, "0"):
+        with hoisting("0"):
             plain = output(side, first)
-        with _environment(HOISTING, None):
+        with hoisting(None):
             return same_leaves(plain, output(side, first))
 
     results = [_judge("the order of requests does not matter", order, reference, port)]
@@ -102,20 +99,6 @@ def check_relations(
         results.append(_judge("requests in turns are as each alone", turns, reference, port))
         results.append(_judge("what is held for the steps is as computed in each", held, reference, port))
     return [result for result in results if result is not None]
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str | None) -> Iterator[None]:
-    """A variable of the environment as it is for the block; None: unset."""
-    before = os.environ.pop(name, None)
-    if value is not None:
-        os.environ[name] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(name, None)
-        if before is not None:
-            os.environ[name] = before
 
 
 def _judge(name: str, holds: Callable[[Side], bool], reference: Side, port: Side) -> CaseResult | None:

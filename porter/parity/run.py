@@ -164,14 +164,13 @@ def _run(
         return
     pairs = Pairs((reference, port), load_reference, load_port)
 
-    def load_at(checkpoint: Path) -> PortSide:
-        return port_side(engine, checkpoint, models_dir, report.device, report.dtype)
+    load = functools.partial(port_side, engine, models_dir=models_dir, device=report.device, dtype=report.dtype)
 
     def run(case: Case) -> CaseResult:
         return run_in(pairs, case, case.recipe(spec.inputs), tensors, report.device)
 
     def apart() -> list[CaseResult]:
-        return _apart(reference, port.pipeline, spec, tensors, folder, load_at, wanted)
+        return _apart(reference, port.pipeline, spec, tensors, folder, load, wanted)
 
     beyond = _beyond(spec, reference.pipeline, wanted) if tiny else []
     further = tiny and (wanted is None or bool(set(beyond).intersection(wanted)))
@@ -188,7 +187,6 @@ def _run(
         report.cases += [held] if held is not None else []
         report.cases += beside.result() if further else []
         if draw:
-            load = functools.partial(port_side, engine, models_dir=models_dir, device=report.device, dtype=report.dtype)
             with small_areas(reference.pipeline, port.pipeline):
                 report.cases += check_relations(spec.inputs, tensors, reference, port, load)
             _draw(report, spec, reference, run, draw, _DRAWN_DTYPES if tiny else ())

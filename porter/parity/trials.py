@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from porter.parity.alone import ALONE, compare_alone, variations
 from porter.parity.capture import Capture, stage_methods
 from porter.parity.cases import Case
 from porter.parity.compare import compare, first_difference
+from porter.parity.held import can_hold, held_by_requests
 from porter.parity.other_checkpoints import OtherCheckpoint
 from porter.parity.recipes import decode
 from porter.parity.sides import Port, Reference, rejection, restored, small_areas
@@ -142,24 +142,10 @@ class Trials:
 
     def _held_by(self, port: Port, limit: int | None) -> list[tuple[Any, ...]]:
         """Limit, bytes, results, how often these were handed out, how many were stale, of each request of a call."""
-        module = sys.modules.get(f"{type(port.pipeline).__module__.rpartition('.')[0]}.stepwise")
-        held = getattr(module, "Invariants", None)
-        if held is None:
+        if not can_hold(port.pipeline):
             return []
-        made: list[Any] = []
-
-        class Noted(held):  # type: ignore[misc, valid-type]
-            def __init__(self, *args: Any) -> None:
-                super().__init__(*args)
-                if limit is not None:
-                    self.limit = limit
-                made.append(self)
-
-        vars(module)["Invariants"] = Noted
-        try:
+        with held_by_requests(port.pipeline, limit) as made:
             self.call_differs(self.cases[0], port)
-        finally:
-            vars(module)["Invariants"] = held
         return [(each.limit, each.nbytes, each.results, each.hits, each.stale) for each in made]
 
     def _alone_differ(self, port: Port) -> str:
