@@ -1,15 +1,17 @@
 """Make the parity table: every pipeline that has a tiny checkpoint, converted afresh and compared with diffusers.
 
-    python tools/parity_table.py [--cases NAME …] [--only NAME …] [--resume] [--details DIR] [--table]
+    python tools/parity_table.py [--cases NAME …] [--only NAME …] [--resume] [--details DIR] [--table] [--jobs N]
 
 Writes ``porter/parity/data/results.json`` (``porter list`` shows it) after each pipeline and ``docs/parity.md`` at the
 end. Each pipeline is converted into a folder of its own, so that one that fails does not keep the others from being
-compared. ``--resume`` goes on where a run was stopped; ``--table`` only writes the page again.
+compared. ``--resume`` goes on where a run was stopped; ``--table`` only writes the page again. How long a whole run
+took stands in ``measured.json`` beside the results.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import tempfile
@@ -17,6 +19,18 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from porter.batch import convert_batch
+from porter.cache import Cache
+from porter.cores import cores
+from porter.emit.write import write_ports
+from porter.listing import live_pipelines, other_pipelines
+from porter.parity import run_parity
+from porter.parity.checkpoint import available
+from porter.parity.many import each
+from porter.port import Converter
+from porter.source import SourceTree
+from porter.targets import get_target
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "porter" / "parity" / "data" / "results.json"
@@ -33,45 +47,41 @@ def main() -> None:
     parser.add_argument("--details", type=Path, help="folder for the full report of each pipeline")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="run nothing, write the page from the results")
+    parser.add_argument("--jobs", type=int, default=cores(), help="processes; default: one a core")
     args = parser.parse_args()
-    from porter.listing import live_pipelines
-    from porter.parity.checkpoint import available
-    from porter.port import Converter
-    from porter.source import SourceTree
-    from porter.targets import get_target
-
-    converter = Converter(SourceTree(), get_target("porter"))
+    tree = SourceTree()
     results: dict[str, Any] = json.loads(args.results.read_text()) if args.results.is_file() else {}
-    live = live_pipelines(converter.tree)
+    live = live_pipelines(tree)
     have = set(available())
     # What the bar is about comes first.
-    names = args.only or sorted(set(live) | have, key=lambda name: (name not in live, name))
-    for name in names if not args.table else ():
-        if args.resume and _held(results.get(name), args.cases):
-            continue
-        started = time.perf_counter()
-        if name in have:
-            merge(results.setdefault(name, {}), compare(converter, name, args.cases, args.details), args.cases is None)
-        else:
-            results[name] = {"verdict": "not tested"}
-        results[name]["transformer"] = name in live
-        verdict, reason = results[name]["verdict"], results[name].get("reason", "")
-        print(f"{name} {verdict} {reason} ({time.perf_counter() - started:.0f} s)", flush=True)
+    every = sorted(set(live) | have, key=lambda name: (name not in live, name))
+    names = [name for name in args.only or every if not (args.resume and _held(results.get(name), args.cases))]
+    began = time.perf_counter()
+    work = functools.partial(compare, cases=args.cases, details=args.details)
+    for name, found in each(work, [name for name in names if name in have and not args.table], args.jobs):
+        if isinstance(found, Exception):
+            found = {"verdict": "does not run", "reason": _line(found)}
+        result = results.setdefault(name, {})
+        merge(result, found, args.cases is None)
+        result["transformer"] = name in live
+        seconds = time.perf_counter() - began
+        print(f"{seconds:6.0f} s  {name} {result['verdict']} {result.get('reason', '')}", flush=True)
         args.results.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+    if not args.table:
+        results |= {name: {"verdict": "not tested", "transformer": name in live} for name in names if name not in have}
     TABLE.parent.mkdir(exist_ok=True)
-    MEASURED.write_text(json.dumps({"diffusers": converter.tree.version}) + "\n")
-    TABLE.write_text(table(results, converter.tree.version) + untested(converter.tree, results))
+    measured = json.loads(MEASURED.read_text())
+    if names == every and args.cases is None and not args.table:
+        measured |= {"minutes": round((time.perf_counter() - began) / 60, 1), "jobs": args.jobs, "pipelines": len(have)}
+    MEASURED.write_text(json.dumps({**measured, "diffusers": tree.version}) + "\n")
+    TABLE.write_text(table(results, measured, tree.version) + untested(tree, results, args.jobs))
 
 
-def untested(tree: Any, results: dict[str, Any]) -> str:
+def untested(tree: SourceTree, results: dict[str, Any], jobs: int) -> str:
     """A section on the pipelines that have no tiny checkpoint: do they convert, and what is left."""
-    from porter.batch import convert_batch
-    from porter.cache import Cache
-    from porter.listing import live_pipelines, other_pipelines
-
     names = sorted({*live_pipelines(tree), *other_pipelines(tree)} - set(results))
     rows = []
-    for outcome in convert_batch(names, tree, cache=Cache(tree.root, "porter")):
+    for outcome in convert_batch(names, tree, jobs=jobs, cache=Cache(tree.root, "porter")):
         left = "; ".join(entry["reason"] for entry in outcome.residue)
         rows.append(f"| {outcome.name} | {'yes' if outcome.converted else outcome.error} | {left} |")
     head = "\n## Without a tiny checkpoint\n\nNot tested. What is left as it was cannot change results.\n\n"
@@ -84,14 +94,11 @@ def _held(result: dict[str, Any] | None, cases: list[str] | None) -> bool:
     return result.get("complete", False) if cases is None else set(cases) <= set(result.get("cases", {}))
 
 
-def compare(converter: Any, name: str, cases: list[str] | None, details: Path | None = None) -> dict[str, Any]:
+def compare(name: str, cases: list[str] | None = None, details: Path | None = None) -> dict[str, Any]:
     """Convert one pipeline and run its cases; a failure of either is a result, not an error."""
-    from porter.emit.write import write_ports
-    from porter.parity import run_parity
-
     with tempfile.TemporaryDirectory() as folder:
         try:
-            write_ports(Path(folder), [converter.port(name)])
+            write_ports(Path(folder), [converter().port(name)])
         except Exception as error:  # noqa: BLE001 - the table says what went wrong with each pipeline
             return {"verdict": "does not convert", "reason": _line(error)}
         try:
@@ -111,6 +118,12 @@ def compare(converter: Any, name: str, cases: list[str] | None, details: Path | 
             held["error"] = _line(case.port_error or case.reference_error)
         found["cases"][case.name] = held
     return found
+
+
+@functools.cache
+def converter() -> Converter:
+    """One a process: it keeps what it read."""
+    return Converter(SourceTree(), get_target("porter"))
 
 
 def merge(held: dict[str, Any], found: dict[str, Any], complete: bool) -> None:
@@ -138,11 +151,13 @@ COLUMNS = {
     "strength": ("half strength",),
     "half precision": ("half precision",),
     "defaults": ("defaults", "all defaults"),
+    "denoisers alone": ("denoisers alone",),
+    "other checkpoints": ("another checkpoint",),
     "others": ("",),
 }
 
 
-def table(results: dict[str, Any], version: str) -> str:
+def table(results: dict[str, Any], measured: dict[str, Any], version: str) -> str:
     """The results as a Markdown page."""
     rows = []
     for name, result in sorted(results.items()):
@@ -164,7 +179,9 @@ def table(results: dict[str, Any], version: str) -> str:
     return (
         "# Parity\n\n"
         f"diffusers {version}, tiny random checkpoints, float32 on the CPU, one thread: largest absolute difference "
-        "over all stages of\nall calls of a kind. Made by `python tools/parity_table.py`.\n\n"
+        "over all stages of\nall calls of a kind. Made by `python tools/parity_table.py`"
+        + (f" in {measured['minutes']} minutes on {measured['jobs']} cores" if "minutes" in measured else "")
+        + ".\n\n"
         f"Transformer pipelines: {_reached(transformer)} of {len(transformer)} at difference 0 in all their cases. "
         f"Others (\\*): {_reached(other)} of {len(other)}.\n"
         + (f"{len(unfinished)} more transformer pipelines are at 0 in those that were run.\n" if unfinished else "")

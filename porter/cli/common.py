@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,6 @@ from porter.cores import cores
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from porter.batch import Outcome
     from porter.cli.schema import KeptEdit
     from porter.emit.edits import Edit
 
@@ -118,8 +117,10 @@ def processes(jobs: int) -> int:
 
 
 @contextlib.contextmanager
-def progress_bar(total: int, label: str, quiet: bool = False) -> Iterator[Callable[[Outcome], None] | None]:
-    """Called with each outcome; a bar on stderr if that is a terminal and there is more than one to come."""
+def progress_bar(
+    total: int, label: str, quiet: bool = False, name: str = "name"
+) -> Iterator[Callable[[Any], None] | None]:
+    """Called with each outcome, of which ``name`` is shown; a bar on stderr if it is a terminal and more will come."""
     if quiet or total < 2 or not sys.stderr.isatty():
         yield None
         return
@@ -129,7 +130,7 @@ def progress_bar(total: int, label: str, quiet: bool = False) -> Iterator[Callab
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total)
-        yield lambda outcome: bar.update(task, advance=1, description=f"{label} {outcome.name}")
+        yield lambda outcome: bar.update(task, advance=1, description=f"{label} {getattr(outcome, name)}")
 
 
 def hush_libraries() -> None:

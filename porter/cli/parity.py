@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from porter.cli.common import (
     Failure,
+    Jobs,
     Json,
     ModelsDir,
     Quiet,
@@ -22,6 +22,8 @@ from porter.cli.common import (
     console,
     hush_libraries,
     hush_warnings,
+    processes,
+    progress_bar,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def parity(
     draw: Draw = 0,
     stream: Stream = False,
     models_dir: ModelsDir = None,
+    jobs: Jobs = 0,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -75,43 +78,54 @@ def parity(
         _start(engine, verbose)
         names = _names(name, models_dir)
         check_device(device)
-        hush_libraries()
-    if not verbose:
+        # With several processes this one has nothing to compute.
+        apart = everything and engine == "porter" and device == "cpu" and processes(jobs) > 1
+        if not apart:
+            hush_libraries()
+    if not (verbose or apart):
         hush_warnings()
     if mutate:
         raise typer.Exit(_mutate(names[0], mutants, models_dir, json, quiet))
-    from porter.parity import run_parity
     from porter.parity.checkpoint import SpecError
+
+    options: dict[str, Any] = dict(
+        checkpoint=checkpoint,
+        models_dir=models_dir,
+        engine=engine,
+        device=device,
+        dtype=dtype,
+        draw=draw,
+        stream=stream,
+    )
+    if everything:
+        raise typer.Exit(_everything(names, options, processes(jobs) if apart else 1, json, quiet))
+    from porter.parity import run_parity
     from porter.parity.html import write
     from porter.parity.report import print_report
 
-    reports: list[ParityReport] = []
-    for number, each in enumerate(names, 1):
-        if everything and not quiet and sys.stderr.isatty():
-            print(f"{number}/{len(names)} {each}", file=sys.stderr)
-        with bad_input(SpecError):
-            report = run_parity(
-                each,
-                checkpoint=checkpoint,
-                models_dir=models_dir,
-                engine=engine,
-                device=device,
-                dtype=dtype,
-                draw=draw,
-                stream=stream,
-            )
-        reports.append(report)
-        if not json and not quiet and not everything:
-            print_report(report, console(), verbose)
+    with bad_input(SpecError):
+        report = run_parity(names[0], **options)
+    if not json and not quiet:
+        print_report(report, console(), verbose)
     if html is not None:
         with bad_input(OSError):
-            write(reports[0], html)
+            write(report, html)
     if json:
-        parts = [report.to_json() for report in reports]
-        print(f"[{', '.join(parts)}]" if everything else parts[0])
-    elif everything and not quiet:
+        print(report.to_json())
+    raise typer.Exit(report.exit_code)
+
+
+def _everything(names: list[str], options: dict[str, Any], jobs: int, json: bool, quiet: bool) -> int:
+    """Compare all these pipelines; one that cannot be compared keeps no other from it."""
+    from porter.parity.many import compare_many
+
+    with progress_bar(len(names), "comparing", quiet, "pipeline") as advance:
+        reports = compare_many(names, jobs, advance, **options)
+    if json:
+        print(f"[{', '.join(report.to_json() for report in reports)}]")
+    elif not quiet:
         _summary(reports)
-    raise typer.Exit(max((report.exit_code for report in reports), default=0))
+    return max((report.exit_code for report in reports), default=0)
 
 
 def _mutate(name: str, count: int, models_dir: Path | None, json: bool, quiet: bool) -> int:

@@ -17,7 +17,7 @@ SETTINGS: dict[str, tuple[type, dict[str, str]]] = {
     "target": (str, dict.fromkeys(("convert", "diff"), "target")),
     "output": (str, {"convert": "output", "check": "folder", "upgrade": "folder"}),
     "models_dir": (str, dict.fromkeys(("parity", "run"), "models_dir")),
-    "jobs": (int, dict.fromkeys(("list", "convert", "check", "upgrade"), "jobs")),
+    "jobs": (int, dict.fromkeys(("list", "convert", "check", "upgrade", "parity"), "jobs")),
     "tier": (str, {"convert": "tier"}),
     "strict": (bool, {"convert": "strict"}),
     "conflicts": (str, dict.fromkeys(("convert", "check", "upgrade"), "conflicts")),

@@ -11,6 +11,8 @@ from porter.cores import cores
 
 T = TypeVar("T")
 
+LOST = "a process of the comparison ended without an answer: was it killed?"
+
 
 class Beside(Generic[T]):
     """Runs ``work`` in a fork if another core can do so, else when its result is asked for.
@@ -52,7 +54,7 @@ class Beside(Generic[T]):
         try:
             answer, error = self._receiver.recv()
         except EOFError:
-            raise RuntimeError("a process of the comparison ended without an answer: was it killed?") from None
+            raise RuntimeError(LOST) from None
         if error:
             raise RuntimeError(error)
         found: T = answer

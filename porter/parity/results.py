@@ -20,6 +20,7 @@ Verdict = Literal[
     "reference refuses all calls",
     "reference does not load",
     "port does not load",
+    "does not run",
     "not tested (no checkpoint)",
 ]
 

@@ -1,0 +1,50 @@
+"""Many pipelines side by side."""
+
+import os
+
+import pytest
+
+from porter.parity.beside import LOST
+from porter.parity.many import compare_many, each
+
+
+def _measure(name):
+    if name == "bad":
+        raise ValueError(f"no {name}")
+    return len(name)
+
+
+def _die(name):
+    os._exit(3)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_one_raises_keeps_no_other_from_being_done(jobs):
+    found = dict(each(_measure, ["good", "bad", "best"], jobs))
+    assert (found["good"], found["best"]) == (4, 4)
+    assert isinstance(found["bad"], ValueError) and str(found["bad"]) == "no bad"
+
+
+def test_a_process_that_dies_is_told():
+    found = dict(each(_die, ["one", "two"], 2))
+    assert {str(error) for error in found.values()} == {LOST}
+
+
+def test_reports_come_in_the_order_of_the_names():
+    seen = []
+    names = ["SanaPipeline", "NoSuchPipeline", "FluxPipeline"]
+    first, none, last = compare_many(names, 1, seen.append, cases=["plain"])
+    assert sorted(report.pipeline for report in seen) == sorted(names)
+    assert (first.pipeline, first.verdict, last.pipeline, last.verdict) == (
+        "SanaPipeline",
+        "parity",
+        "FluxPipeline",
+        "parity",
+    )
+    assert none.verdict == "not tested (no checkpoint)"
+
+
+def test_a_comparison_that_cannot_be_made_is_a_verdict():
+    [report] = compare_many(["FluxPipeline"], cases=["no such"])
+    assert report.verdict == "does not run" and report.reason.startswith("SpecError: no such case")
+    assert report.exit_code == 1
