@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from porter.parity.capture import Capture
+from porter.parity.capture import Capture, neural_components
 from porter.parity.cases import Case
 from porter.parity.checkpoint import write
 from porter.parity.flatten import to_numpy
@@ -68,7 +68,7 @@ def other_checkpoints(
     for number, (name, made) in enumerate(described.items()):
         for place, other in enumerate(made if wanted is None or name in wanted else ()):
             folder = scratch / f"other-{number}-{place}"
-            found = _run(name, spec, other, tensors, own, folder, methods)
+            found = _run(name, spec, other, tensors, own, pipeline, folder, methods)
             if found is not None:
                 yield found
                 break
@@ -98,12 +98,16 @@ def _run(
     other: Spec,
     tensors: dict[str, torch.Tensor],
     own: Path,
+    pipeline: Any,
     folder: Path,
     methods: AbstractSet[str],
 ) -> OtherCheckpoint | None:
     """What diffusers does with a checkpoint; None if it does not run with it, or computes what is no number."""
     try:
-        reference = Reference(write(other, folder, like=(spec, own)), "cpu", torch.float32)
+        write(other, folder, like=(spec, own))
+        parts = neural_components(pipeline)
+        held = {name: parts[name] for name in other.components() if name in parts and (folder / name).is_symlink()}
+        reference = Reference(folder, "cpu", torch.float32, held)
     except Exception:
         return None
     for changes in _sizes(spec.inputs):

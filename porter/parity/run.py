@@ -169,23 +169,24 @@ def _run(
     def run(case: Case) -> CaseResult:
         return run_in(pairs, case, case.recipe(spec.inputs), tensors, report.device)
 
-    def apart() -> list[CaseResult]:
-        return _apart(reference, port.pipeline, spec, tensors, folder, load, wanted)
-
     beyond = _beyond(spec, reference.pipeline, wanted) if tiny else []
     further = tiny and (wanted is None or bool(set(beyond).intersection(wanted)))
-    with contextlib.closing(pairs), Beside(apart, further and report.device == "cpu") as beside:
+    cases = all_calls(reference, spec, tensors, extra, getattr(port.pipeline, "dropped_arguments", ()))
+    cases = _choose(cases + (half_cases(cases) if tiny else []), wanted, beyond)
+    full = [case for case in cases if not case.name.startswith(HALF)]
+    half = [case for case in cases if case.name.startswith(HALF)]
+
+    def apart() -> list[CaseResult]:
+        found = [result for result in map(run, half) if not _says_nothing(result)]
+        return found + (_apart(reference, port.pipeline, spec, tensors, folder, load, wanted) if further else [])
+
+    aside = bool(half) or further
+    with contextlib.closing(pairs), Beside(apart, aside and report.device == "cpu") as beside:
         report.weights = check_weights(reference.pipeline, port.pipeline)
-        cases = all_calls(reference, spec, tensors, extra, getattr(port.pipeline, "dropped_arguments", ()))
-        cases += half_cases(cases) if tiny else []
-        for case in _choose(cases, wanted, beyond):
-            result = run(case)
-            nothing = result.verdict == "rejected alike" or computes_nothing(result)
-            if not (case.name.startswith(HALF) and nothing):  # diffusers itself does not run so
-                report.cases.append(result)
+        report.cases += map(run, full)
         held = check_tables(reference.pipeline, port.pipeline) if wanted is None or TABLES in wanted else None
+        report.cases += beside.result() if aside else []
         report.cases += [held] if held is not None else []
-        report.cases += beside.result() if further else []
         if draw:
             with small_areas(reference.pipeline, port.pipeline):
                 report.cases += check_relations(spec.inputs, tensors, reference, port, load)
@@ -213,6 +214,11 @@ def _apart(
         others = other_checkpoints(spec, reference.pipeline, tensors, folder, folder.parent, methods, names)
         results += [check_other(other, tensors, load) for other in others]
     return [result for result in results if result is not None]
+
+
+def _says_nothing(half: CaseResult) -> bool:
+    """Whether diffusers itself does not run a call in half precision."""
+    return half.verdict == "rejected alike" or computes_nothing(half)
 
 
 def run_in(

@@ -52,14 +52,23 @@ class PortSide(Side, Protocol):
 
 
 class Reference:
-    """The diffusers pipeline."""
+    """The diffusers pipeline.
 
-    def __init__(self, checkpoint: Path, device: str, dtype: torch.dtype) -> None:
+    Args:
+        checkpoint: its folder.
+        device: where it runs.
+        dtype: of its weights.
+        held: components that need not be loaded, by name.
+    """
+
+    def __init__(
+        self, checkpoint: Path, device: str, dtype: torch.dtype, held: Mapping[str, torch.nn.Module] | None = None
+    ) -> None:
         import diffusers
 
         # Pickled weights are refused: loading them runs what is in them.
         self.pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            str(checkpoint), use_safetensors=True, **dtype_argument(dtype)
+            str(checkpoint), use_safetensors=True, **dtype_argument(dtype), **(held or {})
         )
         self.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
