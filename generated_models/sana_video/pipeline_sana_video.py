@@ -187,20 +187,44 @@ class SanaVideoPipeline(
 
     # fmt: off
     bad_punct_regex = re.compile(r"[" + "#®•©™&@·º½¾¿¡§~" + r"\)" + r"\(" + r"\]" + r"\[" + r"\}" + r"\{" + r"\|" + "\\" + r"\/" + r"\*" + r"]{1,}")
-    dropped_arguments: ClassVar[tuple[str, ...]] = ("return_dict", "callback_on_step_end", "callback_on_step_end_tensor_inputs")
+    # fmt: on
+    dropped_arguments: ClassVar[tuple[str, ...]] = (
+        "return_dict",
+        "callback_on_step_end",
+        "callback_on_step_end_tensor_inputs",
+    )
     _dit_modules: ClassVar[list[str]] = ["transformer"]
     _encoder_modules: ClassVar[list[str]] = ["text_encoder"]
     _vae_modules: ClassVar[list[str]] = ["vae"]
     supports_step_execution: ClassVar[bool] = True
     supports_request_batch: ClassVar[bool] = True
     request_components: ClassVar[tuple[str, ...]] = ("scheduler",)
-    request_attributes: ClassVar[tuple[str, ...]] = ("_attention_kwargs", "_guidance_scale", "_interrupt", "_num_timesteps")
-    request_constants: ClassVar[tuple[str, ...]] = ("guidance_scale", "latent_channels", "prompt_attention_mask", "prompt_embeds", "transformer_dtype")
+    request_attributes: ClassVar[tuple[str, ...]] = (
+        "_attention_kwargs",
+        "_guidance_scale",
+        "_interrupt",
+        "_num_timesteps",
+    )
+    request_constants: ClassVar[tuple[str, ...]] = (
+        "guidance_scale",
+        "latent_channels",
+        "prompt_attention_mask",
+        "prompt_embeds",
+        "transformer_dtype",
+    )
 
-    def __init__(
-        self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
+    def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = ""):
         super().__init__()
-        refuse_parallelism(od_config, "SanaVideoPipeline", {'tensor_parallel_size': 'verified', 'sequence_parallel_size': 'verified', 'merged_projections_size': 'verified', 'cfg_parallel_size': 'verified'})
+        refuse_parallelism(
+            od_config,
+            "SanaVideoPipeline",
+            {
+                "tensor_parallel_size": "verified",
+                "sequence_parallel_size": "verified",
+                "merged_projections_size": "verified",
+                "cfg_parallel_size": "verified",
+            },
+        )
         refuse_caching(od_config, "SanaVideoPipeline")
         self.od_config = od_config
         self.device = get_local_device()
@@ -229,7 +253,9 @@ class SanaVideoPipeline(
         self.vae_scale_factor = self.vae_scale_factor_spatial
 
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
-        self.setup_diffusion_pipeline_profiler(enable_diffusion_pipeline_profiler=od_config.enable_diffusion_pipeline_profiler)
+        self.setup_diffusion_pipeline_profiler(
+            enable_diffusion_pipeline_profiler=od_config.enable_diffusion_pipeline_profiler
+        )
 
     # Copied from diffusers.pipelines.sana.pipeline_sana.SanaPipeline._get_gemma_prompt_embeds
     def _get_gemma_prompt_embeds(
@@ -671,9 +697,35 @@ class SanaVideoPipeline(
     @property
     def interrupt(self):
         return self._interrupt
+
     @torch.no_grad()
     @per_request
-    def prepare_encode(self, state: StepRequestState, prompt: str | list[str] = None, negative_prompt: str = "", num_inference_steps: int = 50, timesteps: list[int] = None, sigmas: list[float] = None, guidance_scale: float = 6.0, num_videos_per_prompt: int | None = 1, height: int = 480, width: int = 832, frames: int = 81, eta: float = 0.0, generator: torch.Generator | list[torch.Generator] | None = None, latents: torch.Tensor | None = None, prompt_embeds: torch.Tensor | None = None, prompt_attention_mask: torch.Tensor | None = None, negative_prompt_embeds: torch.Tensor | None = None, negative_prompt_attention_mask: torch.Tensor | None = None, output_type: str | None = "pil", clean_caption: bool = False, use_resolution_binning: bool = True, attention_kwargs: dict[str, Any] | None = None, max_sequence_length: int = 300, complex_human_instruction: list[str] = [
+    def prepare_encode(
+        self,
+        state: StepRequestState,
+        prompt: str | list[str] = None,
+        negative_prompt: str = "",
+        num_inference_steps: int = 50,
+        timesteps: list[int] = None,
+        sigmas: list[float] = None,
+        guidance_scale: float = 6.0,
+        num_videos_per_prompt: int | None = 1,
+        height: int = 480,
+        width: int = 832,
+        frames: int = 81,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        output_type: str | None = "pil",
+        clean_caption: bool = False,
+        use_resolution_binning: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        max_sequence_length: int = 300,
+        complex_human_instruction: list[str] = [
             "Given a user prompt, generate an 'Enhanced prompt' that provides detailed visual descriptions suitable for video generation. Evaluate the level of detail in the user prompt:",
             "- If the prompt is simple, focus on adding specifics about colors, shapes, sizes, textures, motion, and temporal relationships to create vivid and dynamic scenes.",
             "- If the prompt is already detailed, refine and enhance the existing details slightly without overcomplicating.",
@@ -682,7 +734,8 @@ class SanaVideoPipeline(
             "- User Prompt: A busy city street -> Enhanced: A bustling city street scene at dusk, featuring glowing street lamps gradually lighting up, a diverse crowd of people in colorful clothing walking past, and a double-decker bus smoothly passing by towering glass skyscrapers.",
             "Please generate only the enhanced description for the prompt below and avoid including any additional commentary or evaluations:",
             "User Prompt: ",
-        ]) -> StepRequestState:
+        ],
+    ) -> StepRequestState:
         """
         Function invoked when calling the pipeline for generation.
 
@@ -891,8 +944,20 @@ class SanaVideoPipeline(
         transformer_dtype = self.transformer.dtype
         state.latents = latents
         state.timesteps = timesteps
-        state.extra.update(guidance_scale=guidance_scale, prompt_embeds=prompt_embeds, prompt_attention_mask=prompt_attention_mask, output_type=output_type, use_resolution_binning=use_resolution_binning, orig_height=orig_height, orig_width=orig_width, latent_channels=latent_channels, extra_step_kwargs=extra_step_kwargs, transformer_dtype=transformer_dtype)
+        state.extra.update(
+            guidance_scale=guidance_scale,
+            prompt_embeds=prompt_embeds,
+            prompt_attention_mask=prompt_attention_mask,
+            output_type=output_type,
+            use_resolution_binning=use_resolution_binning,
+            orig_height=orig_height,
+            orig_width=orig_width,
+            latent_channels=latent_channels,
+            extra_step_kwargs=extra_step_kwargs,
+            transformer_dtype=transformer_dtype,
+        )
         return state
+
     @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
@@ -911,7 +976,16 @@ class SanaVideoPipeline(
         timestep = t.expand(latent_model_input.shape[0])
 
         # predict noise model_output
-        noise_pred = predict_halves(self, self.do_classifier_free_guidance, hidden_states=latent_model_input.to(dtype=transformer_dtype), encoder_hidden_states=once(prompt_embeds.to, dtype=transformer_dtype), encoder_attention_mask=prompt_attention_mask, timestep=timestep, return_dict=False, attention_kwargs=self.attention_kwargs)
+        noise_pred = predict_halves(
+            self,
+            self.do_classifier_free_guidance,
+            hidden_states=latent_model_input.to(dtype=transformer_dtype),
+            encoder_hidden_states=once(prompt_embeds.to, dtype=transformer_dtype),
+            encoder_attention_mask=prompt_attention_mask,
+            timestep=timestep,
+            return_dict=False,
+            attention_kwargs=self.attention_kwargs,
+        )
         noise_pred = noise_pred.float()
 
         # perform guidance
@@ -923,8 +997,12 @@ class SanaVideoPipeline(
         if self.transformer.config.out_channels // 2 == latent_channels:
             noise_pred = noise_pred.chunk(2, dim=1)[0]
         return noise_pred
-    def denoise_step(self, input_batch: InputBatch | None, *, states: Sequence[StepRequestState] | None = None, **kwargs: Any) -> torch.Tensor:
+
+    def denoise_step(
+        self, input_batch: InputBatch | None, *, states: Sequence[StepRequestState] | None = None, **kwargs: Any
+    ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
+
     @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
@@ -936,6 +1014,7 @@ class SanaVideoPipeline(
         # compute previous image: x_t -> x_t-1
         latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs, return_dict=False)[0]
         state.latents = latents
+
     @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
@@ -978,11 +1057,14 @@ class SanaVideoPipeline(
                 video = self.video_processor.resize_and_crop_tensor(video, orig_width, orig_height)
 
         return DiffusionOutput(output=video)
+
     def forward(self, req: DiffusionRequestBatch) -> list[DiffusionOutput]:
         return run_request(self, req)
+
     def combine_cfg_noise(self, positive_noise_pred, negative_noise_pred, *args, **kwargs):
         """Both predictions as they are: ``denoise`` guides by itself."""
         return single(positive_noise_pred), single(negative_noise_pred)
+
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         return load_component_weights(self, weights)
 

@@ -1,5 +1,6 @@
 """Requests that take turns: their states, their steps, and their guidance."""
 
+import contextlib
 import copy
 import functools
 import os
@@ -25,6 +26,9 @@ logger = init_logger(__name__)
 # Environment variable for the MiB of results that a request may hold for its steps; 0: each step computes all anew.
 HOISTING, HOISTING_LIMIT = "PORTER_HOISTING", 2048
 
+# Attribute of a pipeline: the state of the request whose turn it is.
+TURN = "_request_turn"
+
 
 def run_request(pipeline: Any, req: DiffusionRequestBatch) -> DiffusionOutput | list[DiffusionOutput]:
     """Run a request from its first step to its last; a list for a pipeline that takes several at a time.
@@ -41,12 +45,13 @@ def run_request(pipeline: Any, req: DiffusionRequestBatch) -> DiffusionOutput | 
 
 
 def _run(pipeline: Any, state: StepRequestState) -> DiffusionOutput:
-    state = pipeline.prepare_encode(state)
-    with pipeline.progress_bar(total=state.total_steps) as progress_bar:
-        for _ in range(state.total_steps):
-            pipeline.step_scheduler(state, pipeline.denoise_step(None, states=[state]))
-            progress_bar.update()
-    return pipeline.post_decode(state)
+    with _turn(pipeline, state):
+        state = pipeline.prepare_encode(state)
+        with pipeline.progress_bar(total=state.total_steps) as progress_bar:
+            for _ in range(state.total_steps):
+                pipeline.step_scheduler(state, pipeline.denoise_step(None, states=[state]))
+                progress_bar.update()
+        return pipeline.post_decode(state)
 
 
 def merged_request(requests: Sequence[OmniDiffusionRequest]) -> OmniDiffusionRequest | None:
@@ -131,22 +136,32 @@ def per_request(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def work(self: Any, state: StepRequestState, *args: Any, **kwargs: Any) -> Any:
-        names = (*self.request_components, *self.request_attributes)
-        held = vars(self)
-        shared = {name: held[name] for name in names if name in held}
-        own = state.extra.setdefault("self", {})
-        for name in self.request_components:
-            if name not in own:
-                own[name] = copy.deepcopy(getattr(self, name))
-        state.scheduler = own.get("scheduler")
-        held.update(own)
-        try:
+        if vars(self).get(TURN) is state:
             return method(self, state, *args, **kwargs)
-        finally:
-            own.update({name: held.pop(name) for name in names if name in held})
-            held.update(shared)
+        with _turn(self, state):
+            return method(self, state, *args, **kwargs)
 
     return work
+
+
+@contextlib.contextmanager
+def _turn(pipeline: Any, state: StepRequestState) -> Iterator[None]:
+    """Let the pipeline hold what is a request's own while the block runs."""
+    names = (*pipeline.request_components, *pipeline.request_attributes)
+    held = vars(pipeline)
+    shared = {name: held[name] for name in (*names, TURN) if name in held}
+    own = state.extra.setdefault("self", {})
+    for name in pipeline.request_components:
+        if name not in own:
+            own[name] = copy.deepcopy(getattr(pipeline, name))
+    state.scheduler = own.get("scheduler")
+    held.update(own, **{TURN: state})
+    try:
+        yield
+    finally:
+        own.update({name: held.pop(name) for name in names if name in held})
+        del held[TURN]
+        held.update(shared)
 
 
 def predict_branches(

@@ -127,7 +127,7 @@ class PipelineRewriter:
         ported["__init__"] = [PipelineConstructor(self.facts, _predicts_twice(forwards, self.facts)).apply(ctx, init)]
         if ctx.recorder is not None:
             ctx.record(PipelineConstructor.name, _followed(_with_functions(node, ported), forwards[0], after))
-        kept = [s for s in node.body.body if not isinstance(s, cst.FunctionDef) and not _is_class_machinery(s)]
+        kept = [s for s in node.body.body if not isinstance(s, cst.FunctionDef)]
         [constructor] = ported.pop("__init__")
         del ported["__call__"]
         batching = self._batching(source, set(ported), len(forwards) > 1)
@@ -139,7 +139,8 @@ class PipelineRewriter:
             forwards = [_returning_several(function) for function in forwards]
         head = statements(self._attributes(attributes if len(forwards) > 1 else None, several, stepping.constants))
         rest = [function for functions in ported.values() for function in functions]
-        body = [*kept, *head, constructor, *rest, *forwards, *guidance, *self._load_weights(ctx)]
+        first = _without_machinery([*kept, *head, constructor])
+        body = [*first, *rest, *forwards, *guidance, *self._load_weights(ctx)]
         ctx.dropped.extend(n for n in self.facts.dropped if n not in ctx.dropped)
         node = node.with_changes(
             bases=self._bases(ctx, node, bool(guidance)), decorators=[], body=node.body.with_changes(body=body)
@@ -308,6 +309,20 @@ CLASS_MACHINERY = (
     "_last_supported_version",
     "_load_connected_pipes",
 )
+
+
+def _without_machinery(statements: list[Any]) -> list[Any]:
+    """Statements of a class without those that a port has no use for; a comment that lets formatting go on stays."""
+    kept: list[Any] = []
+    formatting: list[cst.EmptyLine] = []
+    for statement in statements:
+        lines = [*formatting, *statement.leading_lines]
+        formatting = []
+        if _is_class_machinery(statement):
+            formatting = [line for line in lines if line.comment is not None and line.comment.value == "# fmt: on"]
+        else:
+            kept.append(statement.with_changes(leading_lines=lines))
+    return kept
 
 
 def _is_class_machinery(statement: cst.CSTNode) -> bool:
