@@ -532,3 +532,12 @@ def test_an_output_that_is_an_expression_goes_by_the_name_of_its_field():
     text = post_process_text("example", "ExamplePipeline", hook)
     ast.parse(text)
     assert "sequences, texts = output" in text and '"sequences": sequences' in text
+
+
+# Formatting --------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_port_leaves_out_does_not_keep_the_rest_from_being_formatted():
+    """diffusers writes its comment that ends unformatted lines before an attribute that ports do without."""
+    text = Converter(SourceTree(), get_target("porter")).port("SanaPipeline").texts["sana/pipeline_sana.py"]
+    assert [line.strip() for line in text.splitlines() if "# fmt:" in line] == ["# fmt: off", "# fmt: on"]
