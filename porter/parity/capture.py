@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from porter.parity.flatten import Leaf, clone_tree, flatten
@@ -35,6 +37,8 @@ _PROCESSOR_METHODS = ("preprocess", "preprocess_video", "postprocess", "postproc
 # waits for a VAE. Some pipelines enlarge what they are given to a megapixel: what can be compared has been by then.
 _LARGE = 2**18
 _TOO_LARGE = 2**19
+# Pixels above which an early-stopped run does not wait for pictures to be prepared.
+_MANY_PIXELS = 2**23
 
 
 class Enough(BaseException):
@@ -141,7 +145,7 @@ def capture(
             elif hasattr(item, "postprocess") and not isinstance(item, torch.nn.Module):
                 seen.add(cls)
                 for method in _PROCESSOR_METHODS:
-                    _watch_processor(stack, record, cls, method)
+                    _watch_processor(stack, record, cls, method, stop)
         yield record
 
 
@@ -223,9 +227,11 @@ def _watch_codec(
 
     @functools.wraps(original)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        values = flatten(bind(original, args, kwargs), "args")
+        named = bind(original, args, kwargs)
+        values = flatten(named, "args", copy=False)
         if _size(values) > (_LARGE if stop else _TOO_LARGE):
-            record.stop(f"{name}.{method}", "codec", values)
+            record.stop(f"{name}.{method}", "codec", values)  # nobody comes to change them
+        values = flatten(named, "args")
         result = original(*args, **kwargs)
         record.add(f"{name}.{method}", "codec", values | flatten(result, "result"))
         return result
@@ -274,19 +280,33 @@ def _watch_scheduler(
             _replace(stack, cls, method, wrap(method, getattr(cls, method)))
 
 
-def _watch_processor(stack: contextlib.ExitStack, record: Capture, cls: type, method: str) -> None:
+def _watch_processor(stack: contextlib.ExitStack, record: Capture, cls: type, method: str, stop: bool) -> None:
     original = getattr(cls, method, None)
     if original is None:
         return
 
     @functools.wraps(original)
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        values = flatten(bind(original, (self, *args), kwargs), "args")
+        named = bind(original, (self, *args), kwargs)
+        if stop and _pixels(named) > _MANY_PIXELS:
+            sizes = {name: value for name, value in named.items() if isinstance(value, int)}
+            record.stop(f"{cls.__name__}.{method}", "processor", flatten(sizes, "args"))
+        values = flatten(named, "args")
         result = original(self, *args, **kwargs)
         record.add(f"{cls.__name__}.{method}", "processor", values | flatten(result, "result"))
         return result
 
     _replace(stack, cls, method, watched)
+
+
+def _pixels(named: Mapping[str, Any]) -> int:
+    """How many pixels a processor is asked for: those of each picture that it is given, in the size that it is told."""
+    height, width = named.get("height"), named.get("width")
+    given = flatten({name: value for name, value in named.items() if name != "self"}, copy=False).values()
+    arrays = [leaf for leaf in given if isinstance(leaf, (torch.Tensor, np.ndarray))]
+    if not (isinstance(height, int) and isinstance(width, int)):
+        return sum(math.prod(leaf.shape[-3:]) for leaf in arrays)
+    return height * width * sum(math.prod(leaf.shape[:-3]) for leaf in arrays)
 
 
 def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:

@@ -19,7 +19,7 @@ UNTIDY_PROMPT = "  A  Caf\u00e9 &amp;amp;amp; the\n\ncat\u2019s \u00e2\u0080\u00
 SECOND_PROMPT = "a cat on a mat, in red and blue"
 GUIDANCE = ("guidance_scale", "true_cfg_scale")
 _OTHER_GUIDANCE = ("prior_guidance_scale", "decoder_guidance_scale", "audio_guidance_scale")
-_ON, _OFF = 3.5, 1.0
+ON, OFF = 3.5, 1.0
 HALF = "half precision"
 # The calls that are tried in half precision too: where a value is widened or not shows only there.
 _IN_HALF = ("plain", "two prompts", "guidance on", "wider", "long prompt")
@@ -166,7 +166,7 @@ class _Builder:
         if "negative_prompt" in self.parameters and "prompt" in self.inputs:
             negative = {"negative_prompt": self.inputs.get("negative_prompt") or "bad quality"}
         if scales:
-            on, off = dict.fromkeys([*scales, *others], _ON), dict.fromkeys([*scales, *others], _OFF)
+            on, off = dict.fromkeys([*scales, *others], ON), dict.fromkeys([*scales, *others], OFF)
             cases.append(Case(name="guidance on", changes={**on, **negative}))
             cases.append(Case(name="guidance off", changes=off))
             cases.append(Case(name="guidance omitted", changes=negative, omitted=[*scales, *others]))

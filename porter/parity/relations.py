@@ -6,15 +6,16 @@ property of the pipeline, and is not asked of the port.
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from porter.parity.cases import SECOND_PROMPT
+from porter.parity.cases import GUIDANCE, OFF, ON, SECOND_PROMPT
 from porter.parity.flatten import to_numpy
 from porter.parity.held import hoisting
 from porter.parity.recipes import decode
@@ -24,8 +25,54 @@ from porter.parity.turns import can_take_turns, in_turns, same_leaves
 
 Leaves = Mapping[str, Any]
 
+TURNS = "requests in turns are as each alone"
+HELD = "what is held for the steps is as computed in each"
+STEPS = (TURNS, HELD)
+"""Relations that every comparison with a tiny checkpoint looks at; the others go with drawn calls."""
+
 # Kernels sum in another order when a batch is larger; a mistake is larger by orders of magnitude.
 _BATCH_TOLERANCE = 1e-4
+
+
+def check_steps(
+    inputs: Mapping[str, Any],
+    tensors: dict[str, torch.Tensor],
+    reference: Side,
+    port: Side,
+    wanted: Collection[str] | None = None,
+) -> list[CaseResult]:
+    """One result per relation between a request's run as a whole and step by step, in porter's own engine.
+
+    Args:
+        inputs: recipe of the plain call.
+        tensors: what recipes name.
+        reference: diffusers.
+        port: the port.
+        wanted: names of relations; None: all.
+    """
+    if not isinstance(port, Port) or not can_take_turns(port):
+        return []
+    first, second = _two_calls(inputs)
+
+    def turns(side: Side) -> bool:
+        # The longer one goes on when the other sets up its steps.
+        calls = [unlike(side, second, tensors), first]
+        alone = [_output(side, recipe, tensors) for recipe in calls]
+        if not isinstance(side, Port):
+            return True
+        together = in_turns(side, [decode(dict(recipe), tensors) for recipe in calls])
+        return all(map(same_leaves, alone, together))
+
+    def held(side: Side) -> bool:
+        with hoisting("0"):
+            plain = _output(side, first, tensors)
+        with hoisting(None):
+            return same_leaves(plain, _output(side, first, tensors))
+
+    relations = {TURNS: turns, HELD: held}
+    chosen = [name for name in relations if wanted is None or name in wanted]
+    results = [_judge(name, relations[name], reference, port) for name in chosen]
+    return [result for result in results if result is not None]
 
 
 def check_relations(
@@ -35,7 +82,7 @@ def check_relations(
     port: Side,
     load: Callable[[Path], Side],
 ) -> list[CaseResult]:
-    """One result per relation that can be asked of the pipeline.
+    """One result per relation between several requests, or several ports, that can be asked of the pipeline.
 
     Args:
         inputs: recipe of the plain call.
@@ -44,18 +91,8 @@ def check_relations(
         port: the port.
         load: makes the port of a checkpoint folder.
     """
-    first = {**inputs, **({"output_type": "np"} if "output_type" in inputs else {})}
-    second = {**first}
-    if isinstance(first.get("prompt"), str):
-        second["prompt"] = SECOND_PROMPT
-    if isinstance(first.get("num_inference_steps"), int):
-        second["num_inference_steps"] = first["num_inference_steps"] + 2
-
-    def output(side: Side, recipe: Mapping[str, Any]) -> Leaves:
-        capture = side.run(decode(dict(recipe), tensors), set())
-        if capture.error is not None:
-            raise capture.error
-        return next((event.values for event in capture.events if event.name == "output"), {})
+    first, second = _two_calls(inputs)
+    output = functools.partial(_output, tensors=tensors)
 
     def order(side: Side) -> bool:
         one = [output(side, first), output(side, second)]
@@ -78,27 +115,40 @@ def check_relations(
             reference.pipeline.save_pretrained(folder)
             return same_leaves(output(port, first), output(load(Path(folder)), first))
 
-    def turns(side: Side) -> bool:
-        alone = [output(side, second), output(side, first)]  # the longer one goes on when the other sets up its steps
-        if not isinstance(side, Port):
-            return True
-        together = in_turns(side, [decode(dict(recipe), tensors) for recipe in (second, first)])
-        return all(map(same_leaves, alone, together))
-
-    def held(side: Side) -> bool:
-        with hoisting("0"):
-            plain = output(side, first)
-        with hoisting(None):
-            return same_leaves(plain, output(side, first))
-
     results = [_judge("the order of requests does not matter", order, reference, port)]
     if isinstance(first.get("prompt"), str) and "generator" in first:
         results.append(_judge("a batch of two is two singles", batch, reference, port))
     results.append(_judge("saved and reloaded is as before", reloaded, reference, port))
-    if isinstance(port, Port) and can_take_turns(port):
-        results.append(_judge("requests in turns are as each alone", turns, reference, port))
-        results.append(_judge("what is held for the steps is as computed in each", held, reference, port))
     return [result for result in results if result is not None]
+
+
+def _two_calls(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Recipes of the plain call, and of one with another text and more steps; both give arrays."""
+    first = {**inputs, **({"output_type": "np"} if "output_type" in inputs else {})}
+    second = {**first}
+    if isinstance(first.get("prompt"), str):
+        second["prompt"] = SECOND_PROMPT
+    if isinstance(first.get("num_inference_steps"), int):
+        second["num_inference_steps"] = first["num_inference_steps"] + 2
+    return first, second
+
+
+def unlike(side: Side, recipe: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """A call without guidance, or with it, and of another size, where that can be made: a request keeps both."""
+    numbers = {name: value for name, value in recipe.items() if isinstance(value, int | float)}
+    guidance = {name: OFF if value > OFF else ON for name, value in numbers.items() if name in GUIDANCE}
+    size = {name: value * 2 for name, value in numbers.items() if name == "height"}
+    for changes in ({**guidance, **size}, guidance, size):
+        if changes and side.run(decode({**recipe, **changes}, tensors), set()).error is None:
+            return {**recipe, **changes}
+    return recipe
+
+
+def _output(side: Side, recipe: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> Leaves:
+    capture = side.run(decode(dict(recipe), tensors), set())
+    if capture.error is not None:
+        raise capture.error
+    return next((event.values for event in capture.events if event.name == "output"), {})
 
 
 def _judge(name: str, holds: Callable[[Side], bool], reference: Side, port: Side) -> CaseResult | None:

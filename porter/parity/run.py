@@ -29,7 +29,7 @@ from porter.parity.other_checkpoints import OTHER, check_other, other_checkpoint
 from porter.parity.other_specs import other_specs
 from porter.parity.pairs import Pairs
 from porter.parity.recipes import decode
-from porter.parity.relations import check_relations
+from porter.parity.relations import STEPS, check_relations, check_steps
 from porter.parity.results import CaseResult, ParityReport
 from porter.parity.sides import (
     PortSide,
@@ -178,7 +178,7 @@ def _run(
 
     def apart() -> list[CaseResult]:
         found = [result for result in map(run, half) if not _says_nothing(result)]
-        return found + (_apart(reference, port.pipeline, spec, tensors, folder, load, wanted) if further else [])
+        return found + (_apart(reference, port, spec, tensors, folder, load, wanted) if further else [])
 
     aside = bool(half) or further
     with contextlib.closing(pairs), Beside(apart, aside and report.device == "cpu") as beside:
@@ -195,22 +195,24 @@ def _run(
 
 def _apart(
     reference: Reference,
-    port: Any,
+    port: PortSide,
     spec: specs.Spec,
     tensors: dict[str, torch.Tensor],
     folder: Path,
     load: Callable[[Path], PortSide],
     wanted: Sequence[str] | None,
 ) -> list[CaseResult]:
-    """What is tried besides the calls of the tiny checkpoint: its denoisers by themselves, and other checkpoints."""
+    """What is tried besides the calls of the tiny checkpoint: steps, denoisers by themselves, other checkpoints."""
     results: list[CaseResult | None] = []
+    with small_areas(reference.pipeline, port.pipeline):
+        results += check_steps(spec.inputs, tensors, reference, port, wanted)
     if wanted is None or ALONE in wanted:
         with small_areas(reference.pipeline), restored(reference.pipeline, dict(vars(reference.pipeline))):
             seen = reference.run(decode(spec.inputs, tensors), set())
-        results.append(check_alone(variations(reference, seen), port))
+        results.append(check_alone(variations(reference, seen), port.pipeline))
     names = None if wanted is None else [name for name in wanted if name.startswith(OTHER)]
     if names is None or names:
-        methods = stage_methods(reference.pipeline) & stage_methods(port)
+        methods = stage_methods(reference.pipeline) & stage_methods(port.pipeline)
         others = other_checkpoints(spec, reference.pipeline, tensors, folder, folder.parent, methods, names)
         results += [check_other(other, tensors, load) for other in others]
     return [result for result in results if result is not None]
@@ -287,7 +289,7 @@ def _draw(
 def _beyond(spec: specs.Spec, pipeline: Any, wanted: Sequence[str] | None) -> list[str]:
     """Names of the cases that are no calls of the tiny checkpoint; other checkpoints only where they are asked for."""
     others = any(name.startswith(OTHER) for name in wanted or ())
-    return [ALONE, *(OTHER + label for label, _ in (other_specs(spec, pipeline) if others else ()))]
+    return [*STEPS, ALONE, *(OTHER + label for label, _ in (other_specs(spec, pipeline) if others else ()))]
 
 
 def _choose(cases: list[Case], wanted: Sequence[str] | None, beyond: Sequence[str]) -> list[Case]:

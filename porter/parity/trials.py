@@ -16,6 +16,7 @@ from porter.parity.compare import compare, first_difference
 from porter.parity.held import can_hold, held_by_requests
 from porter.parity.other_checkpoints import OtherCheckpoint
 from porter.parity.recipes import decode
+from porter.parity.relations import unlike
 from porter.parity.sides import Port, Reference, rejection, restored, small_areas
 from porter.parity.tables import TABLES, check_tables
 from porter.parity.turns import can_take_turns, in_turns, same_leaves
@@ -90,8 +91,8 @@ class Trials:
         if alone is None or not isinstance(steps, int) or alone.error or alone.stopped:
             return []
         longer = Case(name="longer", changes={"num_inference_steps": steps + 2})
-        self.recipes["longer"] = longer.recipe(plain)
         with small_areas(self.reference.pipeline), restored(self.reference.pipeline, dict(self.initial)):
+            self.recipes["longer"] = unlike(self.reference, longer.recipe(plain), self.tensors)
             other = self._run(self.reference, longer)
         if other.error or other.stopped:
             return []
