@@ -1,0 +1,53 @@
+"""What every comparison asks of a port that runs step by step: requests do not reach into each other, nor do steps."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from porter.parity import run_parity
+from porter.parity.relations import HELD, TURNS
+
+ROOT = Path(__file__).parents[2] / "generated_models"
+SHARED = "own[name] = copy.deepcopy(getattr(pipeline, name))"
+
+
+def compared(tmp_path, file, change):
+    """Verdicts on Sana's port with a change in one file of its family."""
+    folder = tmp_path / "models"
+    shutil.copytree(ROOT / "sana", folder / "sana")
+    for name in ("registry.py", "__init__.py"):
+        if (ROOT / name).is_file():
+            shutil.copy(ROOT / name, folder)
+    path = folder / "sana" / file
+    text = path.read_text()
+    path.write_text(change(text))
+    assert change is str or path.read_text() != text
+    report = run_parity("SanaPipeline", models_dir=folder, cases=[TURNS, HELD])
+    return {case.name: case.verdict for case in report.cases}
+
+
+def without_attributes(text):
+    head, _, rest = text.partition("request_attributes: ClassVar[tuple[str, ...]] = (")
+    return f"{head}request_attributes: ClassVar[tuple[str, ...]] = (){rest[rest.index(')') + 1 :]}"
+
+
+def test_steps_are_compared_unasked(tmp_path):
+    assert compared(tmp_path, "stepwise.py", str) == {TURNS: "parity", HELD: "parity"}
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("stepwise.py", lambda text: text.replace(SHARED, "own[name] = getattr(pipeline, name)")),
+        ("pipeline_sana.py", without_attributes),
+    ],
+    ids=["a scheduler for all requests", "settings for all requests"],
+)
+def test_requests_that_share_are_seen(tmp_path, file, change):
+    assert compared(tmp_path, file, change)[TURNS] == "differs"
+
+
+def test_a_result_that_is_held_and_wrong_is_seen(tmp_path):
+    found = compared(tmp_path, "invariants.py", lambda text: text.replace("self.hits += 1", "result = result * 2"))
+    assert found[HELD] == "differs"
