@@ -21,27 +21,28 @@ from porter.parity.held import hoisting
 from porter.parity.recipes import decode
 from porter.parity.results import CaseResult
 from porter.parity.sides import Port, Side
-from porter.parity.turns import can_take_turns, in_turns, same_leaves
+from porter.parity.turns import can_take_turns, in_a_batch, in_turns, same_leaves, takes_batches
 
 Leaves = Mapping[str, Any]
 
 TURNS = "requests in turns are as each alone"
 HELD = "what is held for the steps is as computed in each"
-STEPS = (TURNS, HELD)
+BATCH = "requests in a batch are as each alone"
+BESIDE_OTHERS = (TURNS, HELD, BATCH)
 """Relations that every comparison with a tiny checkpoint looks at; the others go with drawn calls."""
 
 # Kernels sum in another order when a batch is larger; a mistake is larger by orders of magnitude.
 _BATCH_TOLERANCE = 1e-4
 
 
-def check_steps(
+def check_beside_others(
     inputs: Mapping[str, Any],
     tensors: dict[str, torch.Tensor],
     reference: Side,
     port: Side,
     wanted: Collection[str] | None = None,
 ) -> list[CaseResult]:
-    """One result per relation between a request's run as a whole and step by step, in porter's own engine.
+    """One result per relation between a request's run by itself and beside others, in porter's own engine.
 
     Args:
         inputs: recipe of the plain call.
@@ -50,7 +51,7 @@ def check_steps(
         port: the port.
         wanted: names of relations; None: all.
     """
-    if not isinstance(port, Port) or not can_take_turns(port):
+    if not isinstance(port, Port):
         return []
     first, second = _two_calls(inputs)
 
@@ -69,7 +70,17 @@ def check_steps(
         with hoisting(None):
             return same_leaves(plain, _output(side, first, tensors))
 
-    relations = {TURNS: turns, HELD: held}
+    def batch(side: Side) -> bool:
+        if not isinstance(side, Port):
+            return True  # the port says that it is so
+        calls = [first, {**first, "prompt": SECOND_PROMPT, "generator": {"$generator": 2}}]
+        alone = [_output(side, recipe, tensors) for recipe in calls]
+        together = in_a_batch(side, [decode(dict(recipe), tensors) for recipe in calls])
+        return all(_near(one[name], [other[name]]) for one, other in zip(together, alone, strict=True) for name in one)
+
+    relations = {TURNS: turns, HELD: held} if can_take_turns(port) else {}
+    if takes_batches(port) and isinstance(first.get("prompt"), str) and "generator" in first:
+        relations[BATCH] = batch
     chosen = [name for name in relations if wanted is None or name in wanted]
     results = [_judge(name, relations[name], reference, port) for name in chosen]
     return [result for result in results if result is not None]

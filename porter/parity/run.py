@@ -29,7 +29,7 @@ from porter.parity.other_checkpoints import OTHER, check_other, other_checkpoint
 from porter.parity.other_specs import other_specs
 from porter.parity.pairs import Pairs
 from porter.parity.recipes import decode
-from porter.parity.relations import STEPS, check_relations, check_steps
+from porter.parity.relations import BESIDE_OTHERS, check_beside_others, check_relations
 from porter.parity.results import CaseResult, ParityReport
 from porter.parity.sides import (
     PortSide,
@@ -202,10 +202,10 @@ def _apart(
     load: Callable[[Path], PortSide],
     wanted: Sequence[str] | None,
 ) -> list[CaseResult]:
-    """What is tried besides the calls of the tiny checkpoint: steps, denoisers by themselves, other checkpoints."""
+    """What is tried besides single calls: requests beside others, denoisers by themselves, other checkpoints."""
     results: list[CaseResult | None] = []
     with small_areas(reference.pipeline, port.pipeline):
-        results += check_steps(spec.inputs, tensors, reference, port, wanted)
+        results += check_beside_others(spec.inputs, tensors, reference, port, wanted)
     if wanted is None or ALONE in wanted:
         with small_areas(reference.pipeline), restored(reference.pipeline, dict(vars(reference.pipeline))):
             seen = reference.run(decode(spec.inputs, tensors), set())
@@ -289,7 +289,7 @@ def _draw(
 def _beyond(spec: specs.Spec, pipeline: Any, wanted: Sequence[str] | None) -> list[str]:
     """Names of the cases that are no calls of the tiny checkpoint; other checkpoints only where they are asked for."""
     others = any(name.startswith(OTHER) for name in wanted or ())
-    return [*STEPS, ALONE, *(OTHER + label for label, _ in (other_specs(spec, pipeline) if others else ()))]
+    return [*BESIDE_OTHERS, ALONE, *(OTHER + label for label, _ in (other_specs(spec, pipeline) if others else ()))]
 
 
 def _choose(cases: list[Case], wanted: Sequence[str] | None, beyond: Sequence[str]) -> list[Case]:

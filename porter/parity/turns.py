@@ -12,6 +12,7 @@ from porter.parity.request import to_request
 from porter.parity.sides import Port, final_leaves
 from porter.runtime.diffusion.distributed.utils import set_local_device
 from porter.runtime.diffusion.models.interface import supports_step_execution
+from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.outputs import OmniRequestOutput
 
@@ -54,6 +55,22 @@ def in_turns(port: Port, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, A
                     result.set_media(omni._post_process(request, output))
                     results[index] = final_leaves(result.media())
     return [results[index] for index in range(len(calls))]
+
+
+def takes_batches(port: Port) -> bool:
+    """Whether the port says that several requests may be one call."""
+    return bool(getattr(port.pipeline, "supports_request_batch", False))
+
+
+def in_a_batch(port: Port, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Hand several calls to the port as one batch of requests; the arrays of each one's output."""
+    omni = port.omni
+    with omni.active():
+        made = [omni._requests(*to_request(call))[0] for call in calls]
+        requests = [omni.prepare(request) for request, _ in made]
+        outputs = port.pipeline.forward(DiffusionRequestBatch(requests))
+        finished = [omni.finish(request, output) for request, output in zip(requests, outputs, strict=True)]
+    return [final_leaves(result.media()) for result in finished]
 
 
 def same_leaves(mine: Mapping[str, Any], its: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""What every comparison asks of a port that runs step by step: requests do not reach into each other, nor do steps."""
+"""What every comparison asks of a port whose requests run beside others: they do not reach into each other."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from porter.parity import run_parity
-from porter.parity.relations import HELD, TURNS
+from porter.parity.relations import BATCH, HELD, TURNS
 
 ROOT = Path(__file__).parents[2] / "generated_models"
 SHARED = "own[name] = copy.deepcopy(getattr(pipeline, name))"
@@ -23,7 +23,7 @@ def compared(tmp_path, file, change):
     text = path.read_text()
     path.write_text(change(text))
     assert change is str or path.read_text() != text
-    report = run_parity("SanaPipeline", models_dir=folder, cases=[TURNS, HELD])
+    report = run_parity("SanaPipeline", models_dir=folder, cases=[TURNS, HELD, BATCH])
     return {case.name: case.verdict for case in report.cases}
 
 
@@ -33,7 +33,7 @@ def without_attributes(text):
 
 
 def test_steps_are_compared_unasked(tmp_path):
-    assert compared(tmp_path, "stepwise.py", str) == {TURNS: "parity", HELD: "parity"}
+    assert compared(tmp_path, "stepwise.py", str) == {TURNS: "parity", HELD: "parity", BATCH: "parity"}
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,9 @@ def test_requests_that_share_are_seen(tmp_path, file, change):
 def test_a_result_that_is_held_and_wrong_is_seen(tmp_path):
     found = compared(tmp_path, "invariants.py", lambda text: text.replace("self.hits += 1", "result = result * 2"))
     assert found[HELD] == "differs"
+
+
+def test_requests_that_take_each_others_noise_in_a_batch_are_seen(tmp_path):
+    line = "sampling_params.generator = generators"
+    found = compared(tmp_path, "stepwise.py", lambda text: text.replace(line, f"{line}[::-1]"))
+    assert found[BATCH] == "differs"
