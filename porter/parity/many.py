@@ -23,21 +23,29 @@ def each(work: Callable[[str], T], names: Sequence[str], jobs: int) -> Iterator[
     Args:
         work: what to run in the processes; it and what it returns are pickled.
         names: of pipelines.
-        jobs: number of processes. With one, the work is done here.
+        jobs: number of processes; with one, the work is done here. What was under way when one of them was killed is
+            done again, one after the other.
     """
     if jobs == 1 or len(names) < 2:
         yield from ((name, _attempt(work, name)) for name in names)
         return
-    jobs = min(jobs, len(names))
-    # Processes start afresh: a fork would copy the locks of threads that torch or a progress bar may have started.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(jobs,)) as pool:
-        futures = {pool.submit(_attempt, work, name): name for name in names}
-        for future in as_completed(futures):
-            try:
-                yield futures[future], future.result()
-            except BrokenProcessPool:
-                yield futures[future], RuntimeError(LOST)
+    left = list(names)
+    jobs = min(jobs, len(left))
+    while left:
+        lost = []
+        # Processes start afresh: a fork would copy the locks of threads that torch or a progress bar may have started.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(jobs,)) as pool:
+            futures = {pool.submit(_attempt, work, name): name for name in left}
+            for future in as_completed(futures):
+                try:
+                    yield futures[future], future.result()
+                except BrokenProcessPool:
+                    lost.append(futures[future])
+        left = [name for name in left if name in lost]
+        if left and jobs == 1:  # they are done in order: it was the first that ended the process
+            yield left.pop(0), RuntimeError(LOST)
+        jobs = 1
 
 
 def compare_many(

@@ -71,10 +71,10 @@ def check_beside_others(
             return same_leaves(plain, _output(side, first, tensors))
 
     def batch(side: Side) -> bool:
-        if not isinstance(side, Port):
-            return True  # the port says that it is so
         calls = [first, {**first, "prompt": SECOND_PROMPT, "generator": {"$generator": 2}}]
         alone = [_output(side, recipe, tensors) for recipe in calls]
+        if not isinstance(side, Port):
+            return True  # the port says that it is so
         together = in_a_batch(side, [decode(dict(recipe), tensors) for recipe in calls])
         return all(_near(one[name], [other[name]]) for one, other in zip(together, alone, strict=True) for name in one)
 
@@ -134,8 +134,8 @@ def check_relations(
 
 
 def _two_calls(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Recipes of the plain call, and of one with another text and more steps; both give arrays."""
-    first = {**inputs, **({"output_type": "np"} if "output_type" in inputs else {})}
+    """Recipes of the plain call, and of one with another text and more steps; what both give is not rounded."""
+    first = {**inputs, **({"output_type": "np"} if inputs.get("output_type") == "pil" else {})}
     second = {**first}
     if isinstance(first.get("prompt"), str):
         second["prompt"] = SECOND_PROMPT

@@ -254,6 +254,13 @@ def _areas(pipeline: Any) -> set[float]:
     return found
 
 
+def seed_globals() -> None:
+    """Begin as every run begins: some components draw from the global generators when none is handed in."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
 def record(
     pipeline: Any,
     kwargs: dict[str, Any],
@@ -263,10 +270,7 @@ def record(
     into: Capture | None = None,
 ) -> Capture:
     """Watch ``call`` run ``pipeline``: its stages, what it returns, the state of its generators, or how it failed."""
-    # Some components draw from the global generators when none is handed in.
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
+    seed_globals()
     areas = _areas(pipeline)
     areas.clear()
     with capture(pipeline, methods, stop, into) as seen:

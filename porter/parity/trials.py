@@ -121,7 +121,6 @@ class Trials:
     def _turns_differ(self, port: Port) -> str:
         if not self.turns or not can_take_turns(port):
             return ""
-        torch.manual_seed(0)
         initial = dict(vars(port.pipeline))
         try:
             with small_areas(self.reference.pipeline, port.pipeline), restored(port.pipeline, initial):

@@ -9,7 +9,7 @@ import torch
 
 from porter.parity.flatten import to_numpy
 from porter.parity.request import to_request
-from porter.parity.sides import Port, final_leaves
+from porter.parity.sides import Port, final_leaves, seed_globals
 from porter.runtime.diffusion.distributed.utils import set_local_device
 from porter.runtime.diffusion.models.interface import supports_step_execution
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
@@ -42,6 +42,7 @@ def in_turns(port: Port, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, A
                 if omni._loaded.pre_process is not None:
                     request = omni._loaded.pre_process(request)
                 omni._seed(request.sampling_params)
+                seed_globals()
                 state = StepRequestState(request.request_id, request.sampling_params, request.prompt)
                 running.append((index, request, original, pipeline.prepare_encode(state)))
             for item in list(running):
