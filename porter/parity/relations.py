@@ -150,7 +150,8 @@ def unlike(side: Side, recipe: dict[str, Any], tensors: dict[str, torch.Tensor])
     guidance = {name: OFF if value > OFF else ON for name, value in numbers.items() if name in GUIDANCE}
     size = {name: value * 2 for name, value in numbers.items() if name == "height"}
     for changes in ({**guidance, **size}, guidance, size):
-        if changes and side.run(decode({**recipe, **changes}, tensors), set()).error is None:
+        seen = side.run(decode({**recipe, **changes}, tensors), set()) if changes else None
+        if seen is not None and seen.error is None and not seen.stopped:
             return {**recipe, **changes}
     return recipe
 
@@ -159,6 +160,8 @@ def _output(side: Side, recipe: Mapping[str, Any], tensors: dict[str, torch.Tens
     capture = side.run(decode(dict(recipe), tensors), set())
     if capture.error is not None:
         raise capture.error
+    if capture.stopped:
+        raise RuntimeError("a call that would be long was not waited for")
     return next((event.values for event in capture.events if event.name == "output"), {})
 
 
