@@ -29,12 +29,15 @@ class Component:
         classes: class names of its annotation, in order.
         converted: definitions of those classes that the port rewrites (transformers and their controlnets).
         optional: may be absent from a checkpoint.
+        made: diffusers leaves it to the constructor, whatever a checkpoint holds: it has a default, and is not listed
+            among the optional components.
     """
 
     name: str
     classes: list[str]
     converted: list[Definition] = field(default_factory=list)
     optional: bool = False
+    made: bool = False
 
     @property
     def others(self) -> list[str]:
@@ -152,7 +155,8 @@ def pipeline_facts(tree: SourceTree, definition: Definition) -> PipelineFacts:
             if _swaps_processors(definition, arg.arg):
                 converted, kept[arg.arg] = [], "the pipeline replaces its attention processors at run time"
             is_optional = arg.arg in optional or (default is not None and ast.unparse(default) == "None")
-            components.append(Component(arg.arg, classes, converted, is_optional))
+            made = default is not None and arg.arg not in optional
+            components.append(Component(arg.arg, classes, converted, is_optional, made))
         else:
             settings[arg.arg] = ast.unparse(default) if default is not None else None
     if not any(model for c in components for model in c.converted if not is_controlnet(model)):

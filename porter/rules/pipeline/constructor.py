@@ -233,6 +233,8 @@ class PipelineConstructor(Rule):
         return f'{name} = model_index_value(od_config, "{name}", {default})'
 
     def _loaded(self, ctx: Context, component: Component) -> str:
+        if component.made:
+            return f"self.{component.name} = None  # diffusers hands over no component with a default that is not listed"
         ctx.need(SUPPORT, "load_component")
         names = component.others if component.converted else component.classes
         classes = [c for c in names if c in ctx.module.imports or c in ctx.module.definitions]
