@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from porter.parity.cases import Case
+from porter.parity.request import PER_PROMPT
 
 # Sizes beyond these would make a call long, and tell no more.
 _LARGEST = {"height": 512, "width": 512, "num_frames": 64}
@@ -38,6 +39,8 @@ def bound_cases(pipeline: Any, inputs: Mapping[str, Any]) -> list[Case]:
             continue
         held = inputs.get(name, parameters[name].default)
         for value in _values(compare, pipeline, held, refuses):
+            if PER_PROMPT.fullmatch(name) and value < 1:
+                continue  # no request says so
             if abs(value) <= _LARGEST.get(name, _LARGEST_NUMBER) and value not in changes.setdefault(name, []):
                 changes[name].append(value)
     return [

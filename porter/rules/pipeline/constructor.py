@@ -234,7 +234,7 @@ class PipelineConstructor(Rule):
 
     def _loaded(self, ctx: Context, component: Component) -> str:
         if component.made:
-            return f"self.{component.name} = None  # diffusers hands over no component with a default that is not listed"
+            return f"self.{component.name} = None  # diffusers hands over what it lists, and what has no default"
         ctx.need(SUPPORT, "load_component")
         names = component.others if component.converted else component.classes
         classes = [c for c in names if c in ctx.module.imports or c in ctx.module.definitions]
