@@ -147,7 +147,7 @@ class LongCatAudioDiTPipeline(
         self.tokenizer = load_component(od_config, "tokenizer", PreTrainedTokenizerBase)
         transformer_kwargs = get_transformer_config_kwargs(od_config.tf_model_config, LongCatAudioDiTTransformer)
         self.transformer = LongCatAudioDiTTransformer(od_config=od_config, **transformer_kwargs)
-        self.scheduler = None  # diffusers hands over no component with a default that is not listed
+        self.scheduler = None  # diffusers hands over what it lists, and what has no default
         if not isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
             self.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0, invert_sigmas=True)
         self.sample_rate = getattr(self.vae.config, "sample_rate", 24000)
