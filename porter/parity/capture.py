@@ -36,7 +36,7 @@ _PROCESSOR_METHODS = ("preprocess", "preprocess_video", "postprocess", "postproc
 # Values in a tensor above which no run waits for a denoiser, nor an early-stopped run for a VAE; and above which no run
 # waits for a VAE. Some pipelines enlarge what they are given to a megapixel: what can be compared has been by then.
 _LARGE = 2**18
-_TOO_LARGE = 2**19
+_TOO_LARGE = 5 * 2**18
 # Pixels above which an early-stopped run does not wait for pictures to be prepared.
 _MANY_PIXELS = 2**23
 
