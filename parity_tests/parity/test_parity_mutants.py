@@ -12,7 +12,7 @@ SOURCE = b'''
 from __future__ import annotations
 import copy
 
-def per_request(self, own, name: Annotated[int, 3]):
+def _turn(self, own, name: Annotated[int, 3]):
     own[name] = copy.deepcopy(getattr(self, name))
 
 class Block:

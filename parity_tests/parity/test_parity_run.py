@@ -162,7 +162,7 @@ def test_a_call_that_would_be_long_is_compared_up_to_its_first_large_tensor(monk
 def test_half_precision_is_tried_by_default_and_shows_what_single_precision_hides(monkeypatch, run_against):
     monkeypatch.setattr(run, "all_calls", lambda *_: [run.Case(name="plain")])
     calls = [case.name for case in run_against(cases=None).cases]
-    assert calls[:4] == ["plain", "half precision", "half precision, float16", TABLES]
+    assert calls[:3] == ["plain", "half precision", "half precision, float16"] and calls[-1] == TABLES
     assert any(name.startswith(OTHER) for name in calls)
 
     def doctor(pipeline):

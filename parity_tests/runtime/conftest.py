@@ -160,6 +160,18 @@ def checkpoint(tmp_path: Path, toy_state: dict[str, torch.Tensor]) -> Path:
     return folder
 
 
+SUPPORT = """\
+cache_branches = print
+
+
+def request_state(batch):
+    [request] = batch.requests
+    if not hasattr(request, "extra"):
+        request.extra = {}
+    return request
+"""
+
+
 @pytest.fixture(scope="module")
 def stepwise(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     """The file that a family has, with a support file of two functions."""
@@ -168,7 +180,7 @@ def stepwise(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     for name in ("stepwise", "invariants"):
         text = re.sub(r"from vllm(_omni)?\.", "from porter.runtime.", fill(f"{name}.py.j2"))
         (folder / f"{name}.py").write_text(text)
-    (folder / "support.py").write_text("cache_branches = print\nrequest_state = lambda request: request.requests[0]\n")
+    (folder / "support.py").write_text(SUPPORT)
     (folder / "__init__.py").touch()
     sys.path.insert(0, str(folder.parent))
     yield importlib.import_module("batching_family.stepwise")

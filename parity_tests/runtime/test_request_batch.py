@@ -27,6 +27,7 @@ class Pipeline:
     """Says what it was asked for, a row a prompt."""
 
     supports_request_batch = True
+    request_components = request_attributes = ()
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -35,7 +36,7 @@ class Pipeline:
         prompt = made.prompt if isinstance(made.prompt, str) else made.prompt["prompt"]
         self.calls.append(prompt)
         rows = [prompt] if isinstance(prompt, str) else prompt
-        return SimpleNamespace(total_steps=0, rows=torch.tensor([len(row) for row in rows]))
+        return SimpleNamespace(total_steps=0, extra={}, rows=torch.tensor([len(row) for row in rows]))
 
     def progress_bar(self, total: int) -> Any:
         return torch.no_grad()

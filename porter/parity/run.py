@@ -162,8 +162,8 @@ def _run(
     except Exception as error:
         report.verdict, report.reason = "port does not load", f"{type(error).__name__}: {rejection(error)}"
         return
+    report.weights = check_weights(reference.pipeline, port.pipeline)
     pairs = Pairs((reference, port), load_reference, load_port)
-
     load = functools.partial(port_side, engine, models_dir=models_dir, device=report.device, dtype=report.dtype)
 
     def run(case: Case) -> CaseResult:
@@ -182,7 +182,6 @@ def _run(
 
     aside = bool(half) or further
     with contextlib.closing(pairs), Beside(apart, aside and report.device == "cpu") as beside:
-        report.weights = check_weights(reference.pipeline, port.pipeline)
         report.cases += map(run, full)
         held = check_tables(reference.pipeline, port.pipeline) if wanted is None or TABLES in wanted else None
         report.cases += beside.result() if aside else []

@@ -118,7 +118,7 @@ def residual_dtype(node: cst.CSTNode, context: Context) -> Iterator[Change]:
 def shared_scheduler(node: cst.CSTNode, context: Context) -> Iterator[Change]:
     """Requests that take turns share a scheduler, with its step counter."""
     if isinstance(node, cst.Call) and context.text(node.func) == "copy.deepcopy":
-        if "per_request" in context.function:
+        if "_turn" in context.function:
             yield context.replace(node, context.text(node.args[0].value))
 
 
