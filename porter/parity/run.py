@@ -170,7 +170,7 @@ def _run(
         return run_in(pairs, case, case.recipe(spec.inputs), tensors, report.device)
 
     beyond = _beyond(spec, reference.pipeline, wanted) if tiny else []
-    further = tiny and (wanted is None or bool(set(beyond).intersection(wanted)))
+    further = tiny and (wanted is None or bool(set(beyond).difference(BESIDE_OTHERS).intersection(wanted)))
     cases = all_calls(reference, spec, tensors, extra, getattr(port.pipeline, "dropped_arguments", ()))
     cases = _choose(cases + (half_cases(cases) if tiny else []), wanted, beyond)
     full = [case for case in cases if not case.name.startswith(HALF)]
@@ -183,6 +183,9 @@ def _run(
     aside = bool(half) or further
     with contextlib.closing(pairs), Beside(apart, aside and report.device == "cpu") as beside:
         report.cases += map(run, full)
+        if tiny:
+            with small_areas(reference.pipeline, port.pipeline):
+                report.cases += check_beside_others(spec.inputs, tensors, reference, port, wanted)
         held = check_tables(reference.pipeline, port.pipeline) if wanted is None or TABLES in wanted else None
         report.cases += beside.result() if aside else []
         report.cases += [held] if held is not None else []
@@ -201,10 +204,8 @@ def _apart(
     load: Callable[[Path], PortSide],
     wanted: Sequence[str] | None,
 ) -> list[CaseResult]:
-    """What is tried besides single calls: requests beside others, denoisers by themselves, other checkpoints."""
+    """What is tried besides the calls of the tiny checkpoint: its denoisers by themselves, and other checkpoints."""
     results: list[CaseResult | None] = []
-    with small_areas(reference.pipeline, port.pipeline):
-        results += check_beside_others(spec.inputs, tensors, reference, port, wanted)
     if wanted is None or ALONE in wanted:
         with small_areas(reference.pipeline), restored(reference.pipeline, dict(vars(reference.pipeline))):
             seen = reference.run(decode(spec.inputs, tensors), set())
