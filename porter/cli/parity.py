@@ -79,10 +79,10 @@ def parity(
         names = _names(name, models_dir)
         check_device(device)
         # With several processes this one has nothing to compute.
-        apart = everything and engine == "porter" and device == "cpu" and processes(jobs) > 1
-        if not apart:
+        jobs = processes(jobs) if everything and engine == "porter" and device == "cpu" else 1
+        if jobs == 1:
             hush_libraries()
-    if not (verbose or apart):
+    if jobs == 1 and not verbose:
         hush_warnings()
     if mutate:
         raise typer.Exit(_mutate(names[0], mutants, models_dir, json, quiet))
@@ -98,7 +98,7 @@ def parity(
         stream=stream,
     )
     if everything:
-        raise typer.Exit(_everything(names, options, processes(jobs) if apart else 1, json, quiet))
+        raise typer.Exit(_everything(names, options, jobs, json, quiet))
     from porter.parity import run_parity
     from porter.parity.html import write
     from porter.parity.report import print_report

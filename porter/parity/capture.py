@@ -227,11 +227,10 @@ def _watch_codec(
 
     @functools.wraps(original)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        named = bind(original, args, kwargs)
-        values = flatten(named, "args", copy=False)
+        values = flatten(bind(original, args, kwargs), "args", copy=False)
         if _size(values) > (_LARGE if stop else _TOO_LARGE):
             record.stop(f"{name}.{method}", "codec", values)  # nobody comes to change them
-        values = flatten(named, "args")
+        values = clone_tree(values)
         result = original(*args, **kwargs)
         record.add(f"{name}.{method}", "codec", values | flatten(result, "result"))
         return result

@@ -162,42 +162,43 @@ def _run(
     except Exception as error:
         report.verdict, report.reason = "port does not load", f"{type(error).__name__}: {rejection(error)}"
         return
-    report.weights = check_weights(reference.pipeline, port.pipeline)
     pairs = Pairs((reference, port), load_reference, load_port)
     load = functools.partial(port_side, engine, models_dir=models_dir, device=report.device, dtype=report.dtype)
 
     def run(case: Case) -> CaseResult:
         return run_in(pairs, case, case.recipe(spec.inputs), tensors, report.device)
 
-    beyond = _beyond(spec, reference.pipeline, wanted) if tiny else []
-    further = tiny and (wanted is None or bool(set(beyond).difference(BESIDE_OTHERS).intersection(wanted)))
-    cases = all_calls(reference, spec, tensors, extra, getattr(port.pipeline, "dropped_arguments", ()))
-    cases = _choose(cases + (half_cases(cases) if tiny else []), wanted, beyond)
-    full = [case for case in cases if not case.name.startswith(HALF)]
-    half = [case for case in cases if case.name.startswith(HALF)]
+    with contextlib.closing(pairs):
+        report.weights = check_weights(reference.pipeline, port.pipeline)
+        beyond = _beyond(spec, reference.pipeline, wanted) if tiny else []
+        further = tiny and (wanted is None or bool(set(beyond).difference(BESIDE_OTHERS).intersection(wanted)))
+        cases = all_calls(reference, spec, tensors, extra, getattr(port.pipeline, "dropped_arguments", ()))
+        cases = _choose(cases + (half_cases(cases) if tiny else []), wanted, beyond)
+        full = [case for case in cases if not case.name.startswith(HALF)]
+        half = [case for case in cases if case.name.startswith(HALF)]
 
-    def apart() -> list[CaseResult]:
-        found = [result for result in map(run, half) if not _says_nothing(result)]
-        return found + (_apart(reference, port, spec, tensors, folder, load, wanted) if further else [])
+        def apart() -> list[CaseResult]:
+            found = [result for result in map(run, half) if not _says_nothing(result)]
+            return found + (_apart(reference, port.pipeline, spec, tensors, folder, load, wanted) if further else [])
 
-    aside = bool(half) or further
-    with contextlib.closing(pairs), Beside(apart, aside and report.device == "cpu") as beside:
-        report.cases += map(run, full)
-        if tiny:
-            with small_areas(reference.pipeline, port.pipeline):
-                report.cases += check_beside_others(spec.inputs, tensors, reference, port, wanted)
-        held = check_tables(reference.pipeline, port.pipeline) if wanted is None or TABLES in wanted else None
-        report.cases += beside.result() if aside else []
-        report.cases += [held] if held is not None else []
-        if draw:
-            with small_areas(reference.pipeline, port.pipeline):
-                report.cases += check_relations(spec.inputs, tensors, reference, port, load)
-            _draw(report, spec, reference, run, draw, _DRAWN_DTYPES if tiny else ())
+        aside = bool(half) or further
+        with Beside(apart, aside and report.device == "cpu") as beside:
+            report.cases += map(run, full)
+            if tiny:
+                with small_areas(reference.pipeline, port.pipeline):
+                    report.cases += check_beside_others(spec.inputs, tensors, reference, port, wanted)
+            held = check_tables(reference.pipeline, port.pipeline) if wanted is None or TABLES in wanted else None
+            report.cases += beside.result() if aside else []
+            report.cases += [held] if held is not None else []
+            if draw:
+                with small_areas(reference.pipeline, port.pipeline):
+                    report.cases += check_relations(spec.inputs, tensors, reference, port, load)
+                _draw(report, spec, reference, run, draw, _DRAWN_DTYPES if tiny else ())
 
 
 def _apart(
     reference: Reference,
-    port: PortSide,
+    port: Any,
     spec: specs.Spec,
     tensors: dict[str, torch.Tensor],
     folder: Path,
@@ -209,10 +210,10 @@ def _apart(
     if wanted is None or ALONE in wanted:
         with small_areas(reference.pipeline), restored(reference.pipeline, dict(vars(reference.pipeline))):
             seen = reference.run(decode(spec.inputs, tensors), set())
-        results.append(check_alone(variations(reference, seen), port.pipeline))
+        results.append(check_alone(variations(reference, seen), port))
     names = None if wanted is None else [name for name in wanted if name.startswith(OTHER)]
     if names is None or names:
-        methods = stage_methods(reference.pipeline) & stage_methods(port.pipeline)
+        methods = stage_methods(reference.pipeline) & stage_methods(port)
         others = other_checkpoints(spec, reference.pipeline, tensors, folder, folder.parent, methods, names)
         results += [check_other(other, tensors, load) for other in others]
     return [result for result in results if result is not None]

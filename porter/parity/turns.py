@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from porter.parity.flatten import to_numpy
 from porter.parity.request import to_request
 from porter.parity.sides import Port, final_leaves, seed_globals
-from porter.runtime.diffusion.distributed.utils import set_local_device
 from porter.runtime.diffusion.models.interface import supports_step_execution
 from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.diffusion.worker.utils import StepRequestState
-from porter.runtime.outputs import OmniRequestOutput
 
 
 def can_take_turns(port: Port) -> bool:
@@ -35,13 +31,11 @@ def in_turns(port: Port, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, A
     for index, call in enumerate(calls):
         [(request, original)] = omni._requests(*to_request(call))
         waiting.append((index, request, original))
-    with torch.no_grad(), set_local_device(omni.device):
+    with omni.active():
         while waiting or running:
             if waiting:
                 index, request, original = waiting.pop(0)
-                if omni._loaded.pre_process is not None:
-                    request = omni._loaded.pre_process(request)
-                omni._seed(request.sampling_params)
+                request = omni.prepare(request)
                 seed_globals()
                 state = StepRequestState(request.request_id, request.sampling_params, request.prompt)
                 running.append((index, request, original, pipeline.prepare_encode(state)))
@@ -52,9 +46,7 @@ def in_turns(port: Port, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, A
                 if state.denoise_completed or not state.total_steps:
                     running.remove(item)
                     output = pipeline.post_decode(state)
-                    result = OmniRequestOutput(request_id=request.request_id, prompt=original, output=output.output)
-                    result.set_media(omni._post_process(request, output))
-                    results[index] = final_leaves(result.media())
+                    results[index] = final_leaves(omni.finish(request, output, original).media())
     return [results[index] for index in range(len(calls))]
 
 
