@@ -34,9 +34,10 @@ from torch._dynamo.utils import counters
 from porter.bench.results import Times
 from porter.parity import checkpoint as checkpoints
 from porter.parity import spec as specs
+from porter.parity.areas import small_areas
 from porter.parity.recipes import decode
 from porter.parity.request import to_request
-from porter.parity.sides import Port, Reference, small_areas
+from porter.parity.sides import Port, Reference
 
 DENOISERS = ("transformer", "transformer_2", "unet", "prior")
 # A word is a token or two of the tiny tokenizers: enough for 128 of them.

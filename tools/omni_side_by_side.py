@@ -85,7 +85,8 @@ def beside(name: str) -> dict[str, Any]:
 
     from porter.omni.side import EnginePort
     from porter.parity import capture, checkpoint, spec
-    from porter.parity.sides import Reference, small_areas
+    from porter.parity.areas import small_areas
+    from porter.parity.sides import Reference
 
     capture._LARGE = capture._TOO_LARGE  # sizes of published models are among those that vLLM-Omni's ports have fixed
     held = spec.read(name)

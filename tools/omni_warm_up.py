@@ -94,7 +94,7 @@ def ask(name: str, folder: Path, held: Path, full: bool, limited: bool) -> None:
     """
     from porter.omni.plugin import use_port
     from porter.omni.worker import OneWorker, dummy_request
-    from porter.parity.sides import small_areas
+    from porter.parity.areas import small_areas
 
     use_port(name)
     worker = OneWorker(folder)

@@ -74,9 +74,9 @@ def record(name: str, wanted: list[str]) -> dict[str, list[dict[str, Any]]]:
     """The calls of the wanted components during one run, as recipes."""
     from diffusers import DiffusionPipeline
 
+    from porter.parity.areas import small_areas
     from porter.parity.capture import capture
     from porter.parity.checkpoint import build, load_inputs
-    from porter.parity.sides import small_areas
 
     with tempfile.TemporaryDirectory() as folder:
         pipeline = DiffusionPipeline.from_pretrained(build(name, folder))

@@ -8,9 +8,10 @@ import torch
 
 from porter.parity import checkpoint, spec
 from porter.parity.alone import ALONE, check_alone, variations
+from porter.parity.areas import small_areas
 from porter.parity.recipes import decode
 from porter.parity.run import run_parity
-from porter.parity.sides import Port, Reference, small_areas
+from porter.parity.sides import Port, Reference
 
 NAME = "ZImagePipeline"
 

@@ -11,10 +11,11 @@ from diffusers import FluxPipeline
 from rich.console import Console
 
 from porter.parity import capture, html, run
+from porter.parity.areas import small_areas
 from porter.parity.other_checkpoints import OTHER
 from porter.parity.pictures import pictures
 from porter.parity.report import describe_difference, print_report
-from porter.parity.sides import Reference, final_leaves, small_areas
+from porter.parity.sides import Reference, final_leaves
 from porter.parity.spec import SpecError
 from porter.parity.tables import TABLES
 
@@ -282,7 +283,7 @@ def test_output_leaves_are_arrays_in_order_without_flags():
 
 def test_tables_of_sizes_are_made_smaller_on_both_sides_and_put_back():
     module = types.ModuleType("sizes_of_a_pipeline")
-    module.BUCKETS = {1024: [(512, 1792), (1024, 1024)]}
+    module.BUCKETS = {1024: [(672, 1568), (1568, 672), (1024, 1024)]}
     module.LAYERS = [(64, 128), (128, 256)]
     sys.modules[module.__name__] = module
     cls = type("Pipeline", (), {"__module__": module.__name__})
@@ -293,10 +294,16 @@ def test_tables_of_sizes_are_made_smaller_on_both_sides_and_put_back():
     reference.transformer, port._modules = transformer, {"transformer": transformer}
     reference.tiles = port.tiles = ((256, 256), (256, 512))
     with small_areas(reference, port):
-        assert module.BUCKETS == {1024: [(256, 896), (512, 512)]} and module.LAYERS == [(64, 128), (128, 256)]
-        assert reference.resolutions == [(512, 512), (320, 704)]
+        # An eighth, in multiples of what all sides of a table are multiples of.
+        assert module.BUCKETS == {1024: [(64, 192), (192, 64), (128, 128)]}
+        assert module.LAYERS == [(64, 128), (128, 256)]
+        # As an eighth both would be the same.
+        assert reference.resolutions == [(256, 256), (128, 256)]
         assert reference.tiles == port.tiles == ((256, 256), (256, 512))
-    assert module.BUCKETS == {1024: [(512, 1792), (1024, 1024)]} and reference.resolutions[0] == (1024, 1024)
+    assert module.BUCKETS == {1024: [(672, 1568), (1568, 672), (1024, 1024)]} and reference.resolutions[0] == (
+        1024,
+        1024,
+    )
     del sys.modules[module.__name__]
 
 

@@ -19,10 +19,11 @@ import torch
 from porter.bench.results import BenchReport, Compared, Measured, Times
 from porter.parity import checkpoint as checkpoints
 from porter.parity import spec as specs
+from porter.parity.areas import small_areas
 from porter.parity.pictures import pictures
 from porter.parity.recipes import decode
 from porter.parity.request import to_request
-from porter.parity.sides import Port, Reference, small_areas
+from porter.parity.sides import Port, Reference
 
 _PACKAGES = ("porter", "torch", "diffusers", "transformers")
 _DENOISERS = ("transformer", "transformer_2", "unet", "prior")

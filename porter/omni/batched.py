@@ -16,7 +16,8 @@ TEXTS = ("a cat", "two dogs that run over a green hill at night")
 def batched(work: Path, name: str) -> dict[str, Any]:
     """Two requests one by one, then as the engine's scheduler puts them together."""
     from porter.omni.worker import OneWorker
-    from porter.parity.sides import align, small_areas
+    from porter.parity.areas import small_areas
+    from porter.parity.sides import align
 
     calls = 0
 

@@ -82,7 +82,8 @@ def deeper(config: dict[str, Any], depth: int = 3) -> dict[str, Any]:
 def run(checkpoint: Path, name: str, cache: dict[str, Any] | None) -> tuple[dict[str, torch.Tensor], int]:
     """One request of several steps: its results, and how often a block that may be cached ran."""
     from porter.omni.worker import OneWorker
-    from porter.parity.sides import align, small_areas
+    from porter.parity.areas import small_areas
+    from porter.parity.sides import align
 
     worker = OneWorker(checkpoint, cache=cache)
     calls = 0

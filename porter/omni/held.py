@@ -20,7 +20,8 @@ def held(work: Path, name: str) -> dict[str, Any]:
         ValueError: nothing is held and used again in the tiny configuration, which says nothing about others.
     """
     from porter.omni.worker import OneWorker
-    from porter.parity.sides import align, small_areas
+    from porter.parity.areas import small_areas
+    from porter.parity.sides import align
 
     with tempfile.TemporaryDirectory() as folder:
         worker = OneWorker(prepare(work, name, folder))

@@ -17,7 +17,8 @@ def alone(work: Path, name: str) -> dict[str, Any]:
     """A request whole, and two requests in turns: how far apart, and how many steps they shared."""
     from porter.omni.stepwise import run_interleaved
     from porter.omni.worker import OneWorker
-    from porter.parity.sides import align, small_areas
+    from porter.parity.areas import small_areas
+    from porter.parity.sides import align
 
     entry: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +51,8 @@ def shared(work: Path, name: str, rank: int, port: int) -> dict[str, Any]:
     """The request whose result one rank left, with a rank for each branch of its guidance."""
     from porter.omni.ranks import Traffic
     from porter.omni.worker import OneWorker
-    from porter.parity.sides import align, small_areas
+    from porter.parity.areas import small_areas
+    from porter.parity.sides import align
 
     held = work / f"{name}.pt"
     if not held.is_file():

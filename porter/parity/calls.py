@@ -6,12 +6,13 @@ from collections.abc import Collection, Sequence
 
 import torch
 
+from porter.parity.areas import small_areas
 from porter.parity.argument_cases import argument_cases, latents_case
 from porter.parity.bounds import bound_cases
 from porter.parity.cases import Case, build_cases
 from porter.parity.embeddings import embeddings_case
 from porter.parity.hard_cases import hard_cases
-from porter.parity.sides import Reference, small_areas
+from porter.parity.sides import Reference
 from porter.parity.spec import Spec
 
 _SCALES = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio")

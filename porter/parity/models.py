@@ -13,12 +13,13 @@ import torch
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
+from porter.parity.areas import small_areas
 from porter.parity.capture import Event, bind, capture
 from porter.parity.compare import StageResult, compare_events, largest_difference
 from porter.parity.flatten import clone_tree, flatten
 from porter.parity.locate import Location, locate
 from porter.parity.model_spec import decode_calls
-from porter.parity.sides import align_module, dtype_argument, small_areas
+from porter.parity.sides import align_module, dtype_argument
 from porter.parity.weight_check import WeightReport, compare_tensors
 from porter.parity.weights import refill
 from porter.runtime.diffusion.data import TransformerConfig

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from porter.parity.areas import small_areas
 from porter.parity.capture import Capture, neural_components
 from porter.parity.cases import Case
 from porter.parity.checkpoint import write
@@ -19,7 +20,7 @@ from porter.parity.one_call import run_case
 from porter.parity.other_specs import other_specs
 from porter.parity.recipes import decode
 from porter.parity.results import CaseResult
-from porter.parity.sides import PortSide, Reference, rejection, restored, small_areas
+from porter.parity.sides import PortSide, Reference, rejection, restored
 from porter.parity.spec import Spec
 
 OTHER = "another checkpoint: "

@@ -18,6 +18,7 @@ import torch
 from porter.parity import checkpoint as checkpoints
 from porter.parity import spec as specs
 from porter.parity.alone import ALONE, check_alone, variations
+from porter.parity.areas import small_areas
 from porter.parity.beside import Beside
 from porter.parity.calls import all_calls
 from porter.parity.capture import stage_methods
@@ -31,16 +32,7 @@ from porter.parity.pairs import Pairs
 from porter.parity.recipes import decode
 from porter.parity.relations import BESIDE_OTHERS, check_beside_others, check_relations
 from porter.parity.results import CaseResult, ParityReport
-from porter.parity.sides import (
-    PortSide,
-    Reference,
-    Side,
-    port_side,
-    rejection,
-    restored,
-    small_areas,
-    start_engine,
-)
+from porter.parity.sides import PortSide, Reference, Side, port_side, rejection, restored, start_engine
 from porter.parity.streamed import run_streamed
 from porter.parity.tables import TABLES, check_tables
 from porter.parity.weight_check import check_weights

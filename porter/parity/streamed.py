@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
+from porter.parity.areas import small_areas
 from porter.parity.calls import all_calls
 from porter.parity.capture import Capture, stage_methods
 from porter.parity.cases import Case
 from porter.parity.compare import compare, first_difference, largest_difference
 from porter.parity.recipes import decode
 from porter.parity.results import CaseResult, ParityReport
-from porter.parity.sides import Port, Reference, rejection, small_areas
+from porter.parity.sides import Port, Reference, rejection
 from porter.parity.spec import Spec
 from porter.parity.stored import Comparing, store, store_weights, stored_weights
 from porter.parity.weight_check import check_against

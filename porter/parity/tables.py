@@ -1,4 +1,4 @@
-"""Tables and constants of the modules that hold a port, against those of the modules that hold its original.
+"""Tables and constants of a port, against those of its original: of the modules that hold them, and of the pipelines.
 
 No call chooses every size of a table or every word of a template: their values are compared as they stand.
 """
@@ -22,7 +22,7 @@ _DATA = (bool, int, float, str, list, tuple, dict, np.ndarray, torch.Tensor)
 
 
 def check_tables(reference: Any, port: Any) -> CaseResult | None:
-    """Compare what both sides' modules hold under the same name, pipeline by pipeline and model by model.
+    """Compare what both sides hold under the same name: the pipelines, the modules that hold them, those of models.
 
     Args:
         reference: diffusers' pipeline.
@@ -33,10 +33,10 @@ def check_tables(reference: Any, port: Any) -> CaseResult | None:
     """
     stages = []
     for label, mine, its in _modules(reference, port):
-        shared = [name for name, value in mine.items() if name in its and isinstance(value, _DATA) and name[:2] != "__"]
+        shared = [name for name, value in mine.items() if name in its and isinstance(value, _DATA)]
         if shared:
             first, theirs = (_event({name: space[name] for name in shared}) for space in (mine, its))
-            stages.append(compare_events(first, theirs).model_copy(update={"stage": f"{label}, module"}))
+            stages.append(compare_events(first, theirs).model_copy(update={"stage": label}))
     if not stages:
         return None
     failed = next((stage for stage in stages if stage.failed), None)
@@ -54,13 +54,19 @@ def _event(values: dict[str, Any]) -> Event:
 
 
 def _modules(reference: Any, port: Any) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """The names of the modules on both sides: the pipelines', then those of each model that is ported."""
-    yield "pipeline", _names(reference), _names(port)
+    """The names on both sides: of the pipelines, of their modules, and of that of each model that is ported."""
+    yield "pipeline, settings", _named(vars(reference), "_"), _named(vars(port), "_")
+    yield "pipeline, module", _names(reference), _names(port)
     its = neural_components(port)
     for name, component in neural_components(reference).items():
         if name in its and type(its[name]).__module__ != type(component).__module__:
-            yield name, _names(component), _names(its[name])
+            yield f"{name}, module", _names(component), _names(its[name])
 
 
 def _names(item: Any) -> dict[str, Any]:
-    return vars(sys.modules[type(item).__module__])
+    return _named(vars(sys.modules[type(item).__module__]), "__")
+
+
+def _named(space: dict[str, Any], private: str) -> dict[str, Any]:
+    """Names but for private ones: what a pipeline keeps of its last call, what Python keeps of a module."""
+    return {name: value for name, value in space.items() if not name.startswith(private)}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from porter.parity.alone import ALONE, compare_alone, variations
+from porter.parity.areas import small_areas
 from porter.parity.capture import Capture, stage_methods
 from porter.parity.cases import Case
 from porter.parity.compare import compare, first_difference
@@ -17,7 +18,7 @@ from porter.parity.held import can_hold, held_by_requests
 from porter.parity.other_checkpoints import OtherCheckpoint
 from porter.parity.recipes import decode
 from porter.parity.relations import unlike
-from porter.parity.sides import Port, Reference, rejection, restored, small_areas
+from porter.parity.sides import Port, Reference, rejection, restored
 from porter.parity.tables import TABLES, check_tables
 from porter.parity.turns import can_take_turns, in_turns, same_leaves
 
