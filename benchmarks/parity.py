@@ -3,9 +3,9 @@
     python benchmarks/parity.py [--pipeline NAME] [--runs 3] [-o benchmarks/results/parity.json]
 
 ``porter parity NAME`` is run as a cold process, with the tiny checkpoint and all calls. Then, in one process, every
-call is run on both sides without being watched, and once more compared: the difference is what watching and comparing
-cost. CPU seconds are told beside wall seconds, since a busy machine stretches the latter. The budget is 10 s, and a
-tenth of the time of running both sides.
+call is run on both sides without being watched, and at once again compared: the difference of the medians is what
+watching and comparing cost. CPU seconds are told beside wall seconds, since a busy machine stretches the latter. The
+budget is 10 s, and a tenth of the time of running both sides.
 """
 
 from __future__ import annotations
@@ -38,19 +38,21 @@ def process(name: str) -> tuple[float, float, float]:
     return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit
 
 
-def inside(name: str, passes: int = 7) -> dict[str, float]:
+def inside(name: str, passes: int = 21) -> dict[str, float]:
     """CPU seconds of running both sides of all calls, and of comparing them as well."""
     import torch
 
     from porter.cli.common import hush_libraries, hush_warnings
     from porter.parity import checkpoint, spec
+    from porter.parity.areas import small_areas
     from porter.parity.calls import all_calls
+    from porter.parity.cases import Case
     from porter.parity.imports import uncollected
     from porter.parity.one_call import run_case
     from porter.parity.recipes import decode
     from porter.parity.request import to_request
     from porter.parity.run import load_tensors
-    from porter.parity.sides import Port, Reference, small_areas
+    from porter.parity.sides import Port, Reference
 
     hush_libraries()
     hush_warnings()
@@ -64,27 +66,30 @@ def inside(name: str, passes: int = 7) -> dict[str, float]:
         dropped = getattr(port.pipeline, "dropped_arguments", ())
         cases = [case for case in all_calls(reference, held, tensors, (), dropped) if not case.first_call_only]
 
-        def bare() -> None:
-            for case in cases:
-                for call in (
-                    lambda kwargs: reference.pipeline(**kwargs, return_dict=False),
-                    lambda kwargs: port.omni.generate(*to_request(kwargs)),
-                ):
-                    try:
-                        call(decode(case.recipe(held.inputs), tensors))
-                    except Exception:  # noqa: BLE001, S112 - a refusal costs what it costs
-                        continue
+        def bare(case: Case) -> None:
+            for call in (
+                lambda kwargs: reference.pipeline(**kwargs, return_dict=False),
+                lambda kwargs: port.omni.generate(*to_request(kwargs)),
+            ):
+                try:
+                    call(decode(case.recipe(held.inputs), tensors))
+                except Exception:  # noqa: BLE001, S112 - a refusal costs what it costs
+                    continue
 
-        def compared() -> None:
-            for case in cases:
-                run_case(case, case.recipe(held.inputs), tensors, reference, port)
+        def compared(case: Case) -> None:
+            run_case(case, case.recipe(held.inputs), tensors, reference, port)
 
+        seconds: dict[str, list[tuple[float, float]]] = {case.name: [] for case in cases}
         with small_areas(reference.pipeline, port.pipeline):
-            bare()
-            pairs = [(cpu(bare), cpu(compared)) for _ in range(passes)]  # by turns: the machine is not always as fast
-    found = {"running": statistics.median(a for a, _ in pairs), "comparing_too": statistics.median(b for _, b in pairs)}
-    share = statistics.median(b / a for a, b in pairs) - 1
-    return {**found, "calls": len(cases), "share": share}
+            for turn in range(passes + 1):
+                for case in cases:  # one beside the other: the machine is not always as fast
+                    both = cpu(lambda: bare(case)), cpu(lambda: compared(case))  # noqa: B023 - called at once
+                    if turn:
+                        seconds[case.name].append(both)
+    running = sum(statistics.median(a for a, _ in pairs) for pairs in seconds.values())
+    comparing_too = sum(statistics.median(b for _, b in pairs) for pairs in seconds.values())
+    share = comparing_too / running - 1
+    return {"running": running, "comparing_too": comparing_too, "calls": len(cases), "share": share}
 
 
 def cpu(action: Any) -> float:

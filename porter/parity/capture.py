@@ -36,7 +36,7 @@ _PROCESSOR_METHODS = ("preprocess", "preprocess_video", "postprocess", "postproc
 # Values in a tensor above which no run waits for a denoiser, nor an early-stopped run for a VAE; and above which no run
 # waits for a VAE. Some pipelines enlarge what they are given to a megapixel: what can be compared has been by then.
 _LARGE = 2**18
-_TOO_LARGE = 5 * 2**18
+_TOO_LARGE = 2**19
 # Pixels above which an early-stopped run does not wait for pictures to be prepared.
 _MANY_PIXELS = 2**23
 
@@ -163,14 +163,25 @@ def _stage_methods(cls: Any) -> frozenset[str]:
 
 def is_denoiser(module: torch.nn.Module) -> bool:
     """Whether a component is called once a step, by its signature: it is told the time."""
-    return any(_TIME.fullmatch(name) for name in _signature(type(module).forward).parameters)
+    return _takes_time(type(module).forward)
+
+
+@functools.lru_cache(_CACHED)
+def _takes_time(forward: Callable[..., Any]) -> bool:
+    return any(_TIME.fullmatch(name) for name in _signature(forward).parameters)
 
 
 def bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments by parameter name with defaults filled in; by position where they do not fit the signature."""
     if inspect.ismethod(function):  # what it is bound to is the first of its arguments, and no argument of the call
         named = bind(function.__func__, (function.__self__, *args), kwargs)
-        return {name: value for index, (name, value) in enumerate(named.items()) if index}
+        del named[next(iter(named))]
+        return named
+    defaults = _defaults(function)
+    if defaults is not None:
+        named = {**defaults, **dict(zip(defaults, args)), **kwargs}
+        if len(named) == len(defaults):
+            return named
     try:
         bound = _signature(function).bind(*args, **kwargs)
     except (TypeError, ValueError):
@@ -182,6 +193,17 @@ def bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
 @functools.lru_cache(_CACHED)
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(function)
+
+
+@functools.lru_cache(_CACHED)
+def _defaults(function: Callable[..., Any]) -> dict[str, Any] | None:
+    """What parameters are if nothing is given for them; None where some do not take a value by position and by name."""
+    try:
+        parameters = _signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    usual = all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
+    return {parameter.name: parameter.default for parameter in parameters} if usual else None
 
 
 def _watch_method(stack: contextlib.ExitStack, record: Capture, owner: Any, name: str) -> None:
@@ -215,9 +237,14 @@ def _watch_module(stack: contextlib.ExitStack, record: Capture, name: str, modul
         module.register_forward_hook(after, with_kwargs=True),
     ):
         stack.callback(handle.remove)
-    for method in _COMPONENT_METHODS:
-        if inspect.isroutine(getattr(module, method, None)):
-            _watch_codec(stack, record, name, module, method, stop)
+    cls: Any = type(module)
+    for method in _codec_methods(cls):
+        _watch_codec(stack, record, name, module, method, stop)
+
+
+@functools.lru_cache(_CACHED)
+def _codec_methods(cls: Any) -> list[str]:
+    return [method for method in _COMPONENT_METHODS if inspect.isroutine(getattr(cls, method, None))]
 
 
 def _watch_codec(
@@ -255,7 +282,8 @@ def _watch_scheduler(
         def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
             if depth[0]:
                 return original(self, *args, **kwargs)
-            values = {} if method == "set_timesteps" else flatten(bind(original, (self, *args), kwargs), "args")
+            given = {} if method == "set_timesteps" else bind(original, (self, *args), kwargs)
+            values = flatten({name: value for name, value in given.items() if value is not self}, "args")
             depth[0] += 1
             try:
                 result = original(self, *args, **kwargs)
@@ -268,7 +296,6 @@ def _watch_scheduler(
                 schedule = {key: getattr(self, key, None) for key in ("timesteps", "sigmas")}
                 record.add(f"{name}.timesteps", "schedule", flatten(schedule, "result"))
             else:
-                values = {key: value for key, value in values.items() if not key.startswith("args.self")}
                 record.add(f"{name}.{method}", "step", values | flatten(result, "result"))
             return result
 

@@ -26,6 +26,8 @@ SOFT = frozenset({"method", "processor"})
 # How a result is handed over, not what it is.
 _IGNORED = frozenset({"args.return_dict"})
 
+_EQUAL = Metrics(equal=True)
+
 
 class StageResult(BaseModel):
     """How one stage of the port compares with the reference's."""
@@ -112,7 +114,7 @@ def compare_events(reference: Event, port: Event, device: str = "cpu") -> StageR
             side = "reference" if path not in port.values else "port"
             return _result(reference, "differs", path, None, f"only in the {side}")
         mine, its = reference.values[path], port.values[path]
-        if _same_tensors(mine, its):
+        if _same(mine, its):
             continue
         note = _kind_note(mine, its)
         if note:
@@ -134,11 +136,13 @@ def compare_events(reference: Event, port: Event, device: str = "cpu") -> StageR
             nearest = path, found
     if nearest:
         return _result(reference, "within gate", nearest[0], nearest[1], "")
-    return _result(reference, "equal", "", Metrics(equal=True), "")
+    return _result(reference, "equal", "", _EQUAL, "")
 
 
 def _paths(reference: Mapping[str, Leaf], port: Mapping[str, Leaf]) -> list[str]:
     """Paths to compare: arguments first; what is absent on one side and says nothing on the other is no difference."""
+    if list(reference) == list(port):  # as nearly always; a call's arguments come before its results
+        return [path for path in reference if path not in _IGNORED]
     paths = list(dict.fromkeys([*reference, *port]))
     paths = [path for path in paths if path not in _IGNORED and not _silent(path, reference, port)]
     return sorted(paths, key=lambda path: not path.startswith("args"))
@@ -151,11 +155,11 @@ def _silent(path: str, reference: Mapping[str, Leaf], port: Mapping[str, Leaf]) 
     return value is None or isinstance(value, (bool, str))
 
 
-def _same_tensors(mine: Leaf, its: Leaf) -> bool:
-    """Whether both are tensors, equal in all and without NaN: nearly all are, and nothing need be measured then."""
-    if not (isinstance(mine, torch.Tensor) and isinstance(its, torch.Tensor)):
-        return False
-    return mine.dtype == its.dtype and mine.device == its.device and torch.equal(mine, its)
+def _same(mine: Leaf, its: Leaf) -> bool:
+    """Whether both are the same at a glance, tensors without NaN: nearly all are, and nothing need be measured then."""
+    if isinstance(mine, torch.Tensor) and isinstance(its, torch.Tensor):
+        return mine.dtype == its.dtype and mine.device == its.device and torch.equal(mine, its)
+    return type(mine) is type(its) and not isinstance(mine, np.ndarray) and bool(mine == its)
 
 
 def _kind_note(mine: Leaf, its: Leaf) -> str:

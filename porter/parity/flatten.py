@@ -29,7 +29,8 @@ def _walk(value: Any, path: str, copy: bool, found: dict[str, Leaf]) -> None:
     if value is None or isinstance(value, (str, bool, int, float)):
         found[path] = value
     elif isinstance(value, torch.Tensor):
-        found[path] = value.detach().clone() if copy else value.detach()
+        tensor = value.detach() if value.requires_grad else value
+        found[path] = tensor.clone() if copy else tensor
     elif isinstance(value, (np.ndarray, np.generic, PIL.Image.Image)):
         found[path] = np.array(value)
     elif hasattr(value, "to_tuple"):  # diffusers and transformers outputs: the same call may return either form

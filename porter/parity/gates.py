@@ -7,6 +7,7 @@ never loosened to accept a mismatch.
 
 from __future__ import annotations
 
+import functools
 import math
 
 from pydantic import BaseModel
@@ -45,6 +46,7 @@ _ACCELERATOR = {
 }
 
 
+@functools.cache
 def gate_for(kind: str, device: str) -> Gate:
     """The gate of a stage kind on a device (``cpu``, ``cuda:0``, …)."""
     return EXACT if device.split(":")[0] == "cpu" else _ACCELERATOR.get(kind, EXACT)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
+import torch
 from pydantic import BaseModel
 
 from porter.parity.capture import Capture
@@ -27,37 +28,41 @@ class Pictures(BaseModel):
 
 @dataclass(frozen=True)
 class RawPictures:
-    """The first picture of an output on both sides, each height × width × 3 bytes; None: the port gave none."""
+    """The first array of an output on both sides, as it came; None: the port gave none."""
 
     reference: np.ndarray
     port: np.ndarray | None
 
     def encode(self) -> Pictures:
-        """Both sides and their difference, for a page."""
-        found = Pictures(reference=_encode(self.reference))
-        if self.port is not None:
-            found.port = _encode(self.port)
-            if self.port.shape == self.reference.shape:
-                delta = np.abs(self.reference.astype(np.int16) - self.port.astype(np.int16))
+        """Both sides and their difference, for a page; empty where it is no picture."""
+        mine, its = (None if array is None else _picture(array) for array in (self.reference, self.port))
+        if mine is None:
+            return Pictures()
+        found = Pictures(reference=_encode(mine))
+        if its is not None:
+            found.port = _encode(its)
+            if its.shape == mine.shape:
+                delta = np.abs(mine.astype(np.int16) - its.astype(np.int16))
                 found.difference = _encode((delta * (255 / max(1, int(delta.max())))).astype(np.uint8))
         return found
 
 
 def pictures(reference: Capture, port: Capture) -> RawPictures | None:
-    """Both sides' first picture; None if the reference made none."""
+    """What may be both sides' first picture; None if the reference made none."""
     mine = _first(reference)
     return None if mine is None else RawPictures(mine, _first(port))
 
 
 def _first(record: Capture) -> np.ndarray | None:
-    """The first picture as height × width × 3 bytes."""
     event = next((event for event in record.events if event.name == "output"), None)
     leaf = next(iter(event.values.values()), None) if event else None
-    if leaf is None or not hasattr(leaf, "shape"):
+    if not isinstance(leaf, torch.Tensor | np.ndarray) or leaf.ndim < 3:
         return None
-    array = to_numpy(leaf)
-    if array.ndim < 3 or not array.size:  # some pipelines make pictures of no width if they are asked to
-        return None
+    return to_numpy(leaf) if all(leaf.shape) else None  # some pipelines make pictures of no width if they are asked to
+
+
+def _picture(array: np.ndarray) -> np.ndarray | None:
+    """The first picture in an array as height × width × 3 bytes; None if there is none."""
     array = array.reshape(-1, *array.shape[-3:])[0]
     if array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = np.moveaxis(array, 0, -1)
