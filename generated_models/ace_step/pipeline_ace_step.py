@@ -796,7 +796,6 @@ class AceStepPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
 
         return chunk_mask
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -1217,7 +1216,6 @@ class AceStepPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -1304,7 +1302,6 @@ class AceStepPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         vt = noise_pred
@@ -1319,7 +1316,6 @@ class AceStepPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
         xt = self.scheduler.step(vt, t_sched, xt, return_dict=False)[0]
         state.latents = xt
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         xt = state.latents

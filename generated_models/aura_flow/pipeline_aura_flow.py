@@ -421,7 +421,6 @@ class AuraFlowPipeline(
     def attention_kwargs(self):
         return self._attention_kwargs
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -629,7 +628,6 @@ class AuraFlowPipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -668,7 +666,6 @@ class AuraFlowPipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         latents = state.latents
@@ -679,7 +676,6 @@ class AuraFlowPipeline(
         latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

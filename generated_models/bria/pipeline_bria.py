@@ -444,7 +444,6 @@ class BriaPipeline(
 
         return latent_image_ids.to(device=device, dtype=dtype)
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -689,7 +688,6 @@ class BriaPipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -743,7 +741,6 @@ class BriaPipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         latents = state.latents
@@ -760,7 +757,6 @@ class BriaPipeline(
                 latents = latents.to(latents_dtype)
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

@@ -501,7 +501,6 @@ class CogVideoXPipeline(
     def interrupt(self):
         return self._interrupt
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -737,7 +736,6 @@ class CogVideoXPipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -786,7 +784,6 @@ class CogVideoXPipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         timesteps = state.timesteps
@@ -815,7 +812,6 @@ class CogVideoXPipeline(
         state.latents = latents
         state.extra.update(old_pred_original_sample=old_pred_original_sample)
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

@@ -424,7 +424,6 @@ class CogView3PlusPipeline(
     def interrupt(self):
         return self._interrupt
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -647,7 +646,6 @@ class CogView3PlusPipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -689,7 +687,6 @@ class CogView3PlusPipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         timesteps = state.timesteps
@@ -718,7 +715,6 @@ class CogView3PlusPipeline(
         state.latents = latents
         state.extra.update(old_pred_original_sample=old_pred_original_sample)
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

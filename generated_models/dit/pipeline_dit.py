@@ -128,7 +128,6 @@ class DiTPipeline(
             enable_diffusion_pipeline_profiler=od_config.enable_diffusion_pipeline_profiler
         )
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -224,7 +223,6 @@ class DiTPipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -285,7 +283,6 @@ class DiTPipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         model_output = noise_pred
@@ -297,7 +294,6 @@ class DiTPipeline(
         latent_model_input = self.scheduler.step(model_output, t, latent_model_input).prev_sample
         state.latents = latent_model_input
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latent_model_input = state.latents

@@ -235,7 +235,6 @@ class ErnieImagePipeline(
             text_bth[i, : t.shape[0], :] = t
         return text_bth, lens
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -390,7 +389,6 @@ class ErnieImagePipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -431,7 +429,6 @@ class ErnieImagePipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         pred = noise_pred
@@ -443,7 +440,6 @@ class ErnieImagePipeline(
         latents = self.scheduler.step(pred, t, latents).prev_sample
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

@@ -739,7 +739,6 @@ class GlmImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, 
     def interrupt(self):
         return self._interrupt
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -1039,7 +1038,6 @@ class GlmImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, 
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -1105,7 +1103,6 @@ class GlmImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, 
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         latents = state.latents
@@ -1115,7 +1112,6 @@ class GlmImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, 
         latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

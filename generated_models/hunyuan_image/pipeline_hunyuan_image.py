@@ -526,7 +526,6 @@ class HunyuanImagePipeline(
     def interrupt(self):
         return self._interrupt
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -803,7 +802,6 @@ class HunyuanImagePipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -909,7 +907,6 @@ class HunyuanImagePipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         latents = state.latents
@@ -926,7 +923,6 @@ class HunyuanImagePipeline(
                 latents = latents.to(latents_dtype)
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

@@ -608,7 +608,6 @@ class JoyImageEditPipeline(
         """When True, the denoising loop is interrupted at the next step."""
         return self._interrupt
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -838,7 +837,6 @@ class JoyImageEditPipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -882,7 +880,6 @@ class JoyImageEditPipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         latents = state.latents
@@ -892,7 +889,6 @@ class JoyImageEditPipeline(
         latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

@@ -129,13 +129,16 @@ def _invariants(pipeline: Any, state: StepRequestState) -> Invariants | None:
 
 
 def per_request(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Let the pipeline hold a request's own schedulers and settings while ``method`` works on that request.
+    """Let the pipeline hold a request's own schedulers and settings while ``method`` works on it, without gradients.
 
     diffusers keeps them on the pipeline, which runs one call at a time. Here requests take turns.
     """
 
     @functools.wraps(method)
     def work(self: Any, state: StepRequestState, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():  # asked first: engines have switched them off already
+            with torch.no_grad():
+                return work(self, state, *args, **kwargs)
         if vars(self).get(TURN) is state:
             return method(self, state, *args, **kwargs)
         with _turn(self, state):

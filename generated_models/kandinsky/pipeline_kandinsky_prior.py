@@ -242,7 +242,6 @@ class KandinskyPriorPipeline(
 
         return prompt_embeds, text_encoder_hidden_states, text_mask
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -358,7 +357,6 @@ class KandinskyPriorPipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -394,7 +392,6 @@ class KandinskyPriorPipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         predicted_image_embedding = noise_pred
@@ -419,7 +416,6 @@ class KandinskyPriorPipeline(
         ).prev_sample
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

@@ -238,7 +238,6 @@ class KandinskyV22PriorPipeline(
     def guidance_scale(self):
         return self._guidance_scale
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -363,7 +362,6 @@ class KandinskyV22PriorPipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -397,7 +395,6 @@ class KandinskyV22PriorPipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         predicted_image_embedding = noise_pred
@@ -422,7 +419,6 @@ class KandinskyV22PriorPipeline(
         ).prev_sample
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

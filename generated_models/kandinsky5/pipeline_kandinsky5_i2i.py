@@ -571,7 +571,6 @@ class Kandinsky5I2IPipeline(
         """Check if generation has been interrupted."""
         return self._interrupt
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -802,7 +801,6 @@ class Kandinsky5I2IPipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -864,7 +862,6 @@ class Kandinsky5I2IPipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         pred_velocity = noise_pred
@@ -877,7 +874,6 @@ class Kandinsky5I2IPipeline(
             pred_velocity[:, :], t, latents[:, :, :, :, :num_channels_latents], return_dict=False
         )[0]
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

@@ -238,7 +238,6 @@ class LongCatAudioDiTPipeline(
                     f"`negative_prompt` must have batch size {len(prompt)}, but got {len(negative_prompt)} prompts."
                 )
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -355,7 +354,6 @@ class LongCatAudioDiTPipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -401,7 +399,6 @@ class LongCatAudioDiTPipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         pred = noise_pred
@@ -411,7 +408,6 @@ class LongCatAudioDiTPipeline(
         latents = self.scheduler.step(pred, t, latents, return_dict=False)[0]
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

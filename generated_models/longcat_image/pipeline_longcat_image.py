@@ -493,7 +493,6 @@ class LongCatImagePipeline(
                 f" {negative_prompt_embeds}. Please make sure to only forward one of the two."
             )
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -683,7 +682,6 @@ class LongCatImagePipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -734,7 +732,6 @@ class LongCatImagePipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         latents = state.latents
@@ -751,7 +748,6 @@ class LongCatImagePipeline(
                 latents = latents.to(latents_dtype)
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

@@ -953,7 +953,6 @@ class LTX2Pipeline(
     def interrupt(self):
         return self._interrupt
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -1485,7 +1484,6 @@ class LTX2Pipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -1712,7 +1710,6 @@ class LTX2Pipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         noise_pred_video = noise_pred
@@ -1733,7 +1730,6 @@ class LTX2Pipeline(
         state.latents = latents
         state.extra.update(audio_latents=audio_latents)
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

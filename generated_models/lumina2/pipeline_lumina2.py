@@ -466,7 +466,6 @@ class Lumina2Pipeline(
     def do_classifier_free_guidance(self):
         return self._guidance_scale > 1
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -693,7 +692,6 @@ class Lumina2Pipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -755,7 +753,6 @@ class Lumina2Pipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         latents = state.latents
@@ -770,7 +767,6 @@ class Lumina2Pipeline(
                 latents = latents.to(latents_dtype)
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

@@ -402,7 +402,6 @@ class NucleusMoEImagePipeline(
     def interrupt(self):
         return self._interrupt
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -616,7 +615,6 @@ class NucleusMoEImagePipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -670,7 +668,6 @@ class NucleusMoEImagePipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         latents = state.latents
@@ -685,7 +682,6 @@ class NucleusMoEImagePipeline(
                 latents = latents.to(latents_dtype)
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

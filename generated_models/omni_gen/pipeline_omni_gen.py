@@ -290,7 +290,6 @@ class OmniGenPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
 
         return latents
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -472,7 +471,6 @@ class OmniGenPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -515,7 +513,6 @@ class OmniGenPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         latents = state.latents
@@ -526,7 +523,6 @@ class OmniGenPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
         latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

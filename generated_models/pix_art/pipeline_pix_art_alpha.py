@@ -707,7 +707,6 @@ class PixArtAlphaPipeline(
         latents = latents * self.scheduler.init_noise_sigma
         return latents
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -969,7 +968,6 @@ class PixArtAlphaPipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -1027,7 +1025,6 @@ class PixArtAlphaPipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         latents = state.latents
@@ -1043,7 +1040,6 @@ class PixArtAlphaPipeline(
             latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs, return_dict=False)[0]
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

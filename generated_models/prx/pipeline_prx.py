@@ -563,7 +563,6 @@ class PRXPipeline(
         if guidance_scale < 1.0:
             raise ValueError(f"guidance_scale has to be >= 1.0 but is {guidance_scale}")
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -811,7 +810,6 @@ class PRXPipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -853,7 +851,6 @@ class PRXPipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         latents = state.latents
@@ -865,7 +862,6 @@ class PRXPipeline(
         latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs).prev_sample
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

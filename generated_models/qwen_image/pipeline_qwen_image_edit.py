@@ -524,7 +524,6 @@ class QwenImageEditPipeline(
     def interrupt(self):
         return self._interrupt
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -812,7 +811,6 @@ class QwenImageEditPipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -874,7 +872,6 @@ class QwenImageEditPipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         latents = state.latents
@@ -891,7 +888,6 @@ class QwenImageEditPipeline(
                 latents = latents.to(latents_dtype)
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

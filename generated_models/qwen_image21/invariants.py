@@ -5,7 +5,6 @@ What a request hands to all of its steps alike (embeddings of prompts, masks, id
 when the same call is made with the same values: same place in memory, never written to since.
 """
 
-import contextlib
 from collections.abc import Callable, Hashable, Iterator
 from contextvars import ContextVar
 from types import BuiltinMethodType
@@ -41,14 +40,17 @@ def once_apart(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return once(function, *args, **kwargs)
 
 
-@contextlib.contextmanager
-def holding(held: "Invariants | None") -> Iterator[None]:
+class holding:
     """Let ``once`` hold results in ``held`` while the block runs."""
-    token = _holding.set(held)
-    try:
-        yield
-    finally:
-        _holding.reset(token)
+
+    def __init__(self, held: "Invariants | None") -> None:
+        self.held = held
+
+    def __enter__(self) -> None:
+        self.token = _holding.set(self.held)
+
+    def __exit__(self, *_: object) -> None:
+        _holding.reset(self.token)
 
 
 class Invariants:

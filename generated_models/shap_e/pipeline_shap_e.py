@@ -179,7 +179,6 @@ class ShapEPipeline(
 
         return prompt_embeds
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -285,7 +284,6 @@ class ShapEPipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -321,7 +319,6 @@ class ShapEPipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         latents = state.latents
@@ -335,7 +332,6 @@ class ShapEPipeline(
         ).prev_sample
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

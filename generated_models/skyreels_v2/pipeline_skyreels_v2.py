@@ -405,7 +405,6 @@ class SkyReelsV2Pipeline(
     def interrupt(self):
         return self._interrupt
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -591,7 +590,6 @@ class SkyReelsV2Pipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -638,7 +636,6 @@ class SkyReelsV2Pipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         latents = state.latents
@@ -649,7 +646,6 @@ class SkyReelsV2Pipeline(
         latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

@@ -464,7 +464,6 @@ class StableAudioPipeline(
             latents = encoded_audio + latents
         return latents
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -715,7 +714,6 @@ class StableAudioPipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -754,7 +752,6 @@ class StableAudioPipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         latents = state.latents
@@ -766,7 +763,6 @@ class StableAudioPipeline(
         latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs).prev_sample
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

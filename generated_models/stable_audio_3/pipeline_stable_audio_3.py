@@ -397,7 +397,6 @@ class StableAudio3Pipeline(
         if negative_prompt is not None and not isinstance(negative_prompt, (str, list)):
             raise ValueError(f"`negative_prompt` must be `str` or `list[str]`, got {type(negative_prompt)}.")
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -602,7 +601,6 @@ class StableAudio3Pipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -644,7 +642,6 @@ class StableAudio3Pipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         velocity = noise_pred
@@ -657,7 +654,6 @@ class StableAudio3Pipeline(
         latents = self.scheduler.step(velocity, t, latents, generator=generator).prev_sample
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

@@ -429,7 +429,6 @@ class WanPipeline(
     def interrupt(self):
         return self._interrupt
 
-    @torch.no_grad()
     @per_request
     def prepare_encode(
         self,
@@ -666,7 +665,6 @@ class WanPipeline(
         )
         return state
 
-    @torch.no_grad()
     @per_request
     def denoise(self, state: StepRequestState) -> torch.Tensor:
         """The prediction for one step of one request."""
@@ -733,7 +731,6 @@ class WanPipeline(
     ) -> torch.Tensor:
         return denoise_requests(self, input_batch, states)
 
-    @torch.no_grad()
     @per_request
     def step_scheduler(self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any) -> None:
         latents = state.latents
@@ -744,7 +741,6 @@ class WanPipeline(
         latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
         state.latents = latents
 
-    @torch.no_grad()
     @per_request
     def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
         latents = state.latents

@@ -53,6 +53,14 @@ def test_modules_of_models_count(pipeline):
     assert check_tables(reference, port).first_difference.stage == "transformer, module"
 
 
+def test_settings_of_pipelines_count(pipeline):
+    reference, port = pipeline("original"), pipeline("ported")
+    for owner, size in ((reference, 128), (port, 96)):
+        owner.default_sample_size, owner._of_the_last_call = size, size
+    found = check_tables(reference, port).first_difference
+    assert found.stage == "pipeline, settings" and found.part == "result.default_sample_size"
+
+
 def test_it_is_a_case_that_can_be_asked_for():
     report = run_parity("HunyuanDiTPipeline", cases=[TABLES])
     assert report.passed and [case.name for case in report.cases] == [TABLES]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +95,17 @@ def test_a_request_inside_of_another_has_its_own_turn(stepwise, pipeline_class):
         assert pipeline._kept == "outer"
         assert pipeline.denoise(inner) == "inner"
         assert pipeline.denoise(outer) == "outer"
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_work_on_a_request_makes_no_gradients(stepwise, enabled):
+    class Pipeline:
+        request_components = request_attributes = ()
+
+        @stepwise.per_request
+        def denoise(self, state: Any) -> Any:
+            return torch.is_grad_enabled()
+
+    with torch.set_grad_enabled(enabled):
+        assert Pipeline().denoise(request("one")) is False
+        assert torch.is_grad_enabled() is enabled

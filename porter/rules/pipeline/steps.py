@@ -113,7 +113,6 @@ class StepExecution(Rule):
                     super().__init__()
                     self.register_modules(transformer=transformer)
 
-                @torch.no_grad()
                 @per_request
                 def prepare_encode(
                     self, state: StepRequestState, prompt=None, guidance_scale=5.0
@@ -129,7 +128,6 @@ class StepExecution(Rule):
                     state.extra.update(guidance_scale=guidance_scale, embeds=embeds, ids=ids)
                     return state
 
-                @torch.no_grad()
                 @per_request
                 def denoise(self, state: StepRequestState) -> torch.Tensor:
                     """The prediction for one step of one request."""
@@ -151,7 +149,6 @@ class StepExecution(Rule):
                 ) -> torch.Tensor:
                     return denoise_requests(self, input_batch, states)
 
-                @torch.no_grad()
                 @per_request
                 def step_scheduler(
                     self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any
@@ -164,7 +161,6 @@ class StepExecution(Rule):
                     latents = latents.to(latents_dtype)
                     state.latents = latents
 
-                @torch.no_grad()
                 @per_request
                 def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
                     latents = state.latents
@@ -318,7 +314,7 @@ class Split:
 
     def _method(self, signature: str, body: list[Any], tail: list[str]) -> cst.FunctionDef:
         made = _function(signature)
-        decorators = [*self.forward.decorators, cst.Decorator(cst.Name("per_request"))]
+        decorators = [cst.Decorator(cst.Name("per_request"))]
         end = statements("\n".join(tail)) if tail else []
         return made.with_changes(decorators=decorators, body=cst.IndentedBlock([*body, *end] or statements("pass")))
 
