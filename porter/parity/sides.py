@@ -131,10 +131,11 @@ def port_side(engine: str, checkpoint: Path, models_dir: str | Path | None, devi
 
 
 def align(pipeline: Any) -> None:
-    """Copy all weights to memory of their own.
+    """Copy all weights to memory of their own, and let none want gradients.
 
     Safetensors files are mapped into memory at whatever offset a tensor has; kernels take other paths for unaligned
-    storage, and the last bits differ.
+    storage, and the last bits differ. They may as well where torch folds the dimensions of a product, which it does
+    for a weight that wants gradients, as diffusers' do and vLLM's do not.
     """
     for module in neural_components(pipeline).values():
         align_module(module)
@@ -143,6 +144,7 @@ def align(pipeline: Any) -> None:
 def align_module(module: torch.nn.Module) -> None:
     """As :func:`align`, for one module."""
     for tensor in (*module.parameters(), *module.buffers()):
+        tensor.requires_grad_(False)
         tensor.data = tensor.data.clone()
 
 
