@@ -48,6 +48,18 @@ def test_requests_that_share_are_seen(tmp_path, file, change):
     assert compared(tmp_path, file, change)[TURNS] == "differs"
 
 
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("predictions[0] if len(predictions) == 1 else torch.cat(predictions)", "predictions[0]"),
+        ("else torch.cat(predictions)", "else torch.cat(predictions[::-1])"),
+    ],
+    ids=["one prediction for all", "each other's predictions"],
+)
+def test_requests_that_are_predicted_together_are_seen(tmp_path, line, wrong):
+    assert compared(tmp_path, "stepwise.py", lambda text: text.replace(line, wrong))[TURNS] == "differs"
+
+
 def test_a_result_that_is_held_and_wrong_is_seen(tmp_path):
     found = compared(tmp_path, "invariants.py", lambda text: text.replace("self.hits += 1", "result = result * 2"))
     assert found[HELD] == "differs"

@@ -54,10 +54,11 @@ def check_beside_others(
     if not isinstance(port, Port):
         return []
     first, second = _two_calls(inputs)
+    alike = another(first)
 
     def turns(side: Side) -> bool:
-        # The longer one goes on when the other sets up its steps.
-        calls = [unlike(side, second, tensors), first]
+        # The longest one goes on when the others set up their steps; these have latents of the same form.
+        calls = [unlike(side, second, tensors), first, alike]
         alone = [_output(side, recipe, tensors) for recipe in calls]
         if not isinstance(side, Port):
             return True
@@ -71,7 +72,7 @@ def check_beside_others(
             return same_leaves(plain, _output(side, first, tensors))
 
     def batch(side: Side) -> bool:
-        calls = [first, {**first, "prompt": SECOND_PROMPT, "generator": {"$generator": 2}}]
+        calls = [first, alike]
         alone = [_output(side, recipe, tensors) for recipe in calls]
         if not isinstance(side, Port):
             return True  # the port says that it is so
@@ -142,6 +143,12 @@ def _two_calls(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     if isinstance(first.get("num_inference_steps"), int):
         second["num_inference_steps"] = first["num_inference_steps"] + 2
     return first, second
+
+
+def another(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A call with another text and another noise, and nothing else: an engine may run a step of both at once."""
+    changes = {"prompt": SECOND_PROMPT, "generator": {"$generator": 2}}
+    return {**recipe, **{name: value for name, value in changes.items() if type(recipe.get(name)) is type(value)}}
 
 
 def unlike(side: Side, recipe: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from porter.parity.compare import compare, first_difference
 from porter.parity.held import can_hold, held_by_requests
 from porter.parity.other_checkpoints import OtherCheckpoint
 from porter.parity.recipes import decode
-from porter.parity.relations import unlike
+from porter.parity.relations import another, unlike
 from porter.parity.sides import Port, Reference, rejection, restored
 from porter.parity.tables import TABLES, check_tables
 from porter.parity.turns import can_take_turns, in_turns, same_leaves
@@ -91,15 +91,18 @@ class Trials:
         alone = self.captures.get("plain")
         if alone is None or not isinstance(steps, int) or alone.error or alone.stopped:
             return []
-        longer = Case(name="longer", changes={"num_inference_steps": steps + 2})
-        with small_areas(self.reference.pipeline), restored(self.reference.pipeline, dict(self.initial)):
-            self.recipes["longer"] = unlike(self.reference, longer.recipe(plain), self.tensors)
-            other = self._run(self.reference, longer)
-        if other.error or other.stopped:
+        self.recipes["longer"] = {**plain, "num_inference_steps": steps + 2}
+        self.recipes["alike"] = another(plain)
+        runs = {"plain": alone}
+        for name in ("longer", "alike"):
+            with small_areas(self.reference.pipeline), restored(self.reference.pipeline, dict(self.initial)):
+                if name == "longer":
+                    self.recipes[name] = unlike(self.reference, self.recipes[name], self.tensors)
+                runs[name] = self._run(self.reference, Case(name=name))
+        if any(seen.error or seen.stopped for seen in runs.values()):
             return []
-        # The longer one first: what the other sets up must not reach its steps in the middle of the schedule.
-        outputs = [_output(other), _output(alone)]
-        return list(zip((self.recipes["longer"], self.recipes["plain"]), outputs, strict=True))
+        # The longer one first: what the others set up must not reach its steps in the middle of the schedule.
+        return [(self.recipes[name], _output(runs[name])) for name in ("longer", "plain", "alike")]
 
     def _tables_differ(self, port: Port) -> str:
         found = check_tables(self.reference.pipeline, port.pipeline)

@@ -21,6 +21,8 @@ def can_take_turns(port: Port) -> bool:
 def in_turns(port: Port, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Run several calls step by step, one step of each in turn, each joining a step after the one before it.
 
+    Those whose latents have the same form are predicted together, as an engine does that batches continuously.
+
     Returns:
         The arrays of each call's output, as :func:`porter.parity.sides.final_leaves` gives them.
     """
@@ -39,15 +41,35 @@ def in_turns(port: Port, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, A
                 seed_globals()
                 state = StepRequestState(request.request_id, request.sampling_params, request.prompt)
                 running.append((index, request, original, pipeline.prepare_encode(state)))
+            for states in _batches([state for *_, state in running]):
+                _step(pipeline, states)
             for item in list(running):
                 index, request, original, state = item
-                if not state.denoise_completed:
-                    pipeline.step_scheduler(state, pipeline.denoise_step(None, states=[state]))
                 if state.denoise_completed or not state.total_steps:
                     running.remove(item)
                     output = pipeline.post_decode(state)
                     results[index] = final_leaves(omni.finish(request, output, original).media())
     return [results[index] for index in range(len(calls))]
+
+
+def _batches(states: Sequence[StepRequestState]) -> list[list[StepRequestState]]:
+    """Those that have a step to do, by the form of their latents."""
+    found: dict[Any, list[StepRequestState]] = {}
+    for state in states:
+        if not state.denoise_completed:
+            latents = state.latents
+            form = id(state) if latents is None else (latents.shape[1:], latents.dtype)
+            found.setdefault(form, []).append(state)
+    return list(found.values())
+
+
+def _step(pipeline: Any, states: Sequence[StepRequestState]) -> None:
+    """One step of several requests, each with its rows of the prediction, as vLLM-Omni's runner hands them out."""
+    prediction, first = pipeline.denoise_step(None, states=states), 0
+    for state in states:
+        last = first + (0 if state.latents is None else len(state.latents))
+        pipeline.step_scheduler(state, prediction if len(states) == 1 else prediction[first:last])
+        first = last
 
 
 def takes_batches(port: Port) -> bool:
