@@ -22,6 +22,7 @@ from porter.emit.safety import tree_of
 from porter.facts.tiers import DEEPEST
 from porter.source import SourceError, SourceTree
 from porter.targets import get_target
+from porter.workers import end_with_parent
 
 if TYPE_CHECKING:
     from porter.port import Converter
@@ -130,6 +131,7 @@ _tree: SourceTree | None = None
 
 def _start(root: Path) -> None:
     global _tree
+    end_with_parent()
     gc.disable()  # see `porter.cli.common.rest_collector`
     _tree = SourceTree(root)
 

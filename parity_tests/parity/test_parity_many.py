@@ -1,6 +1,8 @@
 """Many pipelines side by side."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -50,3 +52,30 @@ def test_a_comparison_that_cannot_be_made_is_a_verdict():
     [report] = compare_many(["FluxPipeline"], cases=["no such"])
     assert report.verdict == "does not run" and report.reason.startswith("SpecError: no such case")
     assert report.exit_code == 1
+
+
+WORKER = """
+import multiprocessing, time
+from porter.workers import end_with_parent
+
+def work():
+    end_with_parent()
+    print("begun", flush=True)
+    time.sleep(30)
+    print("gone on", flush=True)
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=work)
+    process.start()
+    process.join()
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(WORKER)
+    running = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert running.stdout is not None and running.stdout.readline() == "begun\n"
+    running.kill()
+    assert running.stdout.read() == ""  # what the worker wrote to is closed
+    running.wait()

@@ -13,6 +13,7 @@ from porter import cores
 from porter.parity.beside import LOST
 from porter.parity.results import ParityReport
 from porter.parity.sides import rejection
+from porter.workers import end_with_parent
 
 T = TypeVar("T")
 
@@ -89,6 +90,7 @@ def _start(jobs: int) -> None:
     from porter.cli.common import hush_libraries, hush_warnings
     from porter.parity.imports import uncollected
 
+    end_with_parent()
     cores.share(jobs)
     with uncollected():
         hush_libraries()
