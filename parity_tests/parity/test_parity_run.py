@@ -300,10 +300,8 @@ def test_tables_of_sizes_are_made_smaller_on_both_sides_and_put_back():
         # As an eighth both would be the same.
         assert reference.resolutions == [(256, 256), (128, 256)]
         assert reference.tiles == port.tiles == ((256, 256), (256, 512))
-    assert module.BUCKETS == {1024: [(672, 1568), (1568, 672), (1024, 1024)]} and reference.resolutions[0] == (
-        1024,
-        1024,
-    )
+    assert module.BUCKETS == {1024: [(672, 1568), (1568, 672), (1024, 1024)]}
+    assert reference.resolutions[0] == (1024, 1024)
     del sys.modules[module.__name__]
 
 

@@ -12,10 +12,10 @@ from typing import Any
 # area, but never less than the least that a vision encoder takes.
 _AREA_FRACTION = 1 / 256
 _LEAST_AREA = 48 * 48
-# Others choose the nearest of a table of sizes. Sides get the first of these fractions of their length that leaves so
-# many sizes to choose from, upright, lying and square, where all are as long as the least. They stay multiples of what
-# all sides of the table are multiples of: a patch of the model, which must fit.
-_SIDE_FRACTIONS = (8, 4, 2)
+# Others choose the nearest of a table of sizes. Sides are divided by the first of these that leaves so many sizes to
+# choose from, upright, lying and square, where all are as long as the least. They stay multiples of what all sides of
+# the table are multiples of: a patch of the model, which must fit.
+_SIDE_DIVISORS = (8, 4, 2)
 _LEAST_CHOICE = 3
 _LEAST_SIDE = 128
 
@@ -55,8 +55,8 @@ def _smaller(table: Any) -> Any:
     if len(pairs) < len(table) or not all(isinstance(n, int) and n >= _LEAST_SIDE for pair in pairs for n in pair):
         return None
     unit = math.gcd(*(n for pair in pairs for n in pair))
-    for fraction in _SIDE_FRACTIONS:
-        small = [type(pair)(max(1, n // fraction // unit) * unit for n in pair) for pair in pairs]
+    for divisor in _SIDE_DIVISORS:
+        small = [type(pair)(max(1, n // divisor // unit) * unit for n in pair) for pair in pairs]
         if len({tuple(pair) for pair in small}) >= min(_LEAST_CHOICE, len(pairs)):
             break
     return type(table)(small)

@@ -177,12 +177,12 @@ def bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
         named = bind(function.__func__, (function.__self__, *args), kwargs)
         del named[next(iter(named))]
         return named
-    defaults = _defaults(function)
-    if defaults is not None:
-        named = {**defaults, **dict(zip(defaults, args)), **kwargs}
-        if len(named) == len(defaults):
-            return named
     try:
+        defaults = _defaults(function)
+        if defaults is not None:
+            named = {**defaults, **dict(zip(defaults, args)), **kwargs}
+            if len(named) == len(defaults):
+                return named
         bound = _signature(function).bind(*args, **kwargs)
     except (TypeError, ValueError):
         return {**{str(index): value for index, value in enumerate(args)}, **kwargs}
@@ -198,10 +198,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 @functools.lru_cache(_CACHED)
 def _defaults(function: Callable[..., Any]) -> dict[str, Any] | None:
     """What parameters are if nothing is given for them; None where some do not take a value by position and by name."""
-    try:
-        parameters = _signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return None
+    parameters = _signature(function).parameters.values()
     usual = all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
     return {parameter.name: parameter.default for parameter in parameters} if usual else None
 

@@ -119,8 +119,6 @@ def compare_events(reference: Event, port: Event, device: str = "cpu") -> StageR
         note = _kind_note(mine, its)
         if note:
             return _result(reference, "differs", path, None, note)
-        if not _is_array(mine):
-            continue
         a, b = to_numpy(mine), to_numpy(its)
         if (
             path.startswith("result")
@@ -159,16 +157,16 @@ def _same(mine: Leaf, its: Leaf) -> bool:
     """Whether both are the same at a glance, tensors without NaN: nearly all are, and nothing need be measured then."""
     if isinstance(mine, torch.Tensor) and isinstance(its, torch.Tensor):
         return mine.dtype == its.dtype and mine.device == its.device and torch.equal(mine, its)
-    return type(mine) is type(its) and not isinstance(mine, np.ndarray) and bool(mine == its)
+    if _is_array(mine) or _is_array(its):
+        return False
+    numbers = isinstance(mine, (int, float)) and isinstance(its, (int, float))
+    return (numbers or type(mine) is type(its)) and bool(mine == its)
 
 
 def _kind_note(mine: Leaf, its: Leaf) -> str:
-    """Why two leaves cannot be equal, whatever their values; empty if they can."""
+    """Why two leaves that are not the same at a glance cannot be equal; empty if their values have to be looked at."""
     if not (_is_array(mine) and _is_array(its)):
-        same = type(mine) is type(its) and (mine == its or (mine != mine and its != its))
-        if isinstance(mine, (int, float)) and isinstance(its, (int, float)):
-            same = mine == its
-        return "" if not _is_array(mine) and not _is_array(its) and same else f"{_show(mine)} became {_show(its)}"
+        return f"{_show(mine)} became {_show(its)}"
     if isinstance(mine, torch.Tensor) and isinstance(its, torch.Tensor) and mine.dtype != its.dtype:
         return f"{mine.dtype} became {its.dtype}"
     return ""

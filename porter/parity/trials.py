@@ -91,13 +91,12 @@ class Trials:
         alone = self.captures.get("plain")
         if alone is None or not isinstance(steps, int) or alone.error or alone.stopped:
             return []
-        self.recipes["longer"] = {**plain, "num_inference_steps": steps + 2}
-        self.recipes["alike"] = another(plain)
+        longer = {**plain, "num_inference_steps": steps + 2}
+        others = {"longer": partial(unlike, self.reference, longer, self.tensors), "alike": partial(another, plain)}
         runs = {"plain": alone}
-        for name in ("longer", "alike"):
+        for name, recipe in others.items():
             with small_areas(self.reference.pipeline), restored(self.reference.pipeline, dict(self.initial)):
-                if name == "longer":
-                    self.recipes[name] = unlike(self.reference, self.recipes[name], self.tensors)
+                self.recipes[name] = recipe()
                 runs[name] = self._run(self.reference, Case(name=name))
         if any(seen.error or seen.stopped for seen in runs.values()):
             return []

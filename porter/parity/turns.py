@@ -65,11 +65,10 @@ def _batches(states: Sequence[StepRequestState]) -> list[list[StepRequestState]]
 
 def _step(pipeline: Any, states: Sequence[StepRequestState]) -> None:
     """One step of several requests, each with its rows of the prediction, as vLLM-Omni's runner hands them out."""
-    prediction, first = pipeline.denoise_step(None, states=states), 0
-    for state in states:
-        last = first + (0 if state.latents is None else len(state.latents))
-        pipeline.step_scheduler(state, prediction if len(states) == 1 else prediction[first:last])
-        first = last
+    prediction = pipeline.denoise_step(None, states=states)
+    rows = [len(latents) for state in states if (latents := state.latents) is not None]
+    for state, part in zip(states, [prediction] if len(states) == 1 else prediction.split(rows), strict=True):
+        pipeline.step_scheduler(state, part)
 
 
 def takes_batches(port: Port) -> bool:
