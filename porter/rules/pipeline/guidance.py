@@ -24,7 +24,7 @@ from porter.rules.engine import (
 from porter.rules.fold import dotted
 from porter.rules.pipeline.branch_loops import BranchLoop
 from porter.rules.pipeline.halves import branches_along, doubled_when, forward_parameters
-from porter.rules.pipeline.pairs import Combined, Pair
+from porter.rules.pipeline.pairs import Combined, Pair, local_names
 from porter.rules.pipeline.predictions import GUIDED, Prediction, denoisers, find_prediction
 
 MIXIN = ("vllm_omni.diffusion.distributed.cfg_parallel", "CFGParallelMixin")
@@ -33,7 +33,7 @@ GUIDING = re.compile(r"classifier_free_guidance|true_cfg|_cfg\b|guider|negative_
 BOTH = '''
 def combine_cfg_noise(self, positive_noise_pred, negative_noise_pred, *args, **kwargs):
     """Both predictions as they are: ``denoise`` guides by itself."""
-    return single(positive_noise_pred), single(negative_noise_pred)
+    return {}, {}
 '''
 
 
@@ -258,6 +258,116 @@ class GuidedPrediction(Rule):
                     return self.transformer(**kwargs)[0]
             """,
         ),
+        (
+            """
+            class ExamplePipeline(DiffusionPipeline):
+                def __init__(self, transformer: ExampleTransformer2DModel):
+                    super().__init__()
+                    self.register_modules(transformer=transformer)
+
+                def forward(self, req):
+                    noise_pred = self.transformer(hidden_states=model_input, text=embeds)[0]
+                    noise_pred = noise_pred[:, -latents.size(1) :]
+                    if self.guidance_scale > 1:
+                        neg = self.transformer(hidden_states=model_input, text=negative)[0]
+                        neg = neg[:, -latents.size(1) :]
+                        noise_pred = neg + self.guidance_scale * (noise_pred - neg)
+                    latents = noise_pred
+                    return latents
+            """,
+            '''
+            class ExamplePipeline(DiffusionPipeline):
+                def __init__(self, transformer: ExampleTransformer2DModel):
+                    super().__init__()
+                    self.register_modules(transformer=transformer)
+
+                def forward(self, req):
+                    positive_kwargs = dict(latents=latents, hidden_states=model_input, text=embeds)
+                    negative_kwargs = None
+                    if self.guidance_scale > 1:
+                        negative_kwargs = dict(latents=latents, hidden_states=model_input, text=negative)
+                    noise_pred = self.predict_noise_maybe_with_cfg(
+                        do_true_cfg=self.guidance_scale > 1,
+                        true_cfg_scale=self.guidance_scale,
+                        positive_kwargs=positive_kwargs,
+                        negative_kwargs=negative_kwargs,
+                        cfg_normalize=False,
+                    )
+                    latents = noise_pred
+                    return latents
+
+                def predict_noise(self, latents, **kwargs):
+                    noise_pred = self.transformer(**kwargs)[0]
+                    noise_pred = noise_pred[:, -latents.size(1) :]
+                    return noise_pred
+
+                def combine_cfg_noise(
+                    self,
+                    positive_noise_pred,
+                    negative_noise_pred,
+                    true_cfg_scale,
+                    cfg_normalize=False,
+                    kwargs=None,
+                ):
+                    """What guidance makes of the two predictions."""
+                    noise_pred = single(positive_noise_pred)
+                    neg = single(negative_noise_pred)
+                    noise_pred = neg + true_cfg_scale * (noise_pred - neg)
+                    return noise_pred
+            ''',
+        ),
+        (
+            """
+            class ExamplePipeline(DiffusionPipeline):
+                def __init__(self, transformer: ExampleTransformer2DModel):
+                    super().__init__()
+                    self.register_modules(transformer=transformer)
+
+                def forward(self, req):
+                    noise_pred = self.transformer(hidden_states=latents, text=embeds, return_dict=False)
+                    if self.guidance_scale > 1:
+                        neg = self.transformer(hidden_states=latents, text=negative, return_dict=False)
+                        noise_pred = tuple(n + self.guidance_scale * (p - n) for p, n in zip(noise_pred, neg))
+                    return noise_pred
+            """,
+            '''
+            class ExamplePipeline(DiffusionPipeline):
+                def __init__(self, transformer: ExampleTransformer2DModel):
+                    super().__init__()
+                    self.register_modules(transformer=transformer)
+
+                def forward(self, req):
+                    positive_kwargs = dict(hidden_states=latents, text=embeds, return_dict=False)
+                    negative_kwargs = None
+                    if self.guidance_scale > 1:
+                        negative_kwargs = dict(hidden_states=latents, text=negative, return_dict=False)
+                    noise_pred = self.predict_noise_maybe_with_cfg(
+                        do_true_cfg=self.guidance_scale > 1,
+                        true_cfg_scale=self.guidance_scale,
+                        positive_kwargs=positive_kwargs,
+                        negative_kwargs=negative_kwargs,
+                        cfg_normalize=False,
+                    )
+                    return noise_pred
+
+                def predict_noise(self, **kwargs):
+                    return self.transformer(**kwargs)
+
+                def combine_cfg_noise(
+                    self,
+                    positive_noise_pred,
+                    negative_noise_pred,
+                    true_cfg_scale,
+                    cfg_normalize=False,
+                    kwargs=None,
+                ):
+                    """What guidance makes of the two predictions."""
+                    noise_pred = positive_noise_pred
+                    neg = negative_noise_pred
+                    noise_pred = tuple(n + true_cfg_scale * (p - n) for p, n in zip(noise_pred, neg))
+                    return noise_pred
+            ''',
+        ),
     )
 
     def __init__(self, facts: PipelineFacts) -> None:
@@ -329,6 +439,8 @@ class _Blocks(cst.CSTTransformer):
         pair = Pair.find(body, at, positive, self.models)
         if pair is None or {"positive_kwargs", "negative_kwargs"} & set(names_in(self.forward)):
             return None
+        pair = pair.alike(local_names(self.forward))
+        positive = pair.positive
         head = [
             *_with_comments(statements(f"positive_kwargs = {positive.arguments}"), body[at]),
             *statements("negative_kwargs = None"),
@@ -342,10 +454,9 @@ class _Blocks(cst.CSTTransformer):
         combined = Combined.of(pair, self.forward)
         if combined is not None:
             self._methods(positive, combined.method())
-            self.needs = {"single"}
             return [*body[:at], *head, *combined.call(), *body[pair.at + 1 :]]
-        self._methods(positive, BOTH)
-        self.needs = {"single", "predict_branches"}
+        self._methods(positive)
+        self.needs.add("predict_branches")
         names = f"{positive.variable or 'positive_pred'}, negative_pred"
         first = [] if positive.variable else [positive.assigned("positive_pred")]
         under = [pair.negative.assigned("negative_pred"), *pair.after]
@@ -361,13 +472,16 @@ class _Blocks(cst.CSTTransformer):
             return None
         along = branches_along(self.facts, self.forward, prediction, arguments, parameters_of_model)
         called = make_call("predict_halves", ["self", code(test), *([repr(along)] if along else []), *arguments])
-        self._methods(prediction, BOTH)
-        self.needs = {"single", "predict_halves"}
+        self._methods(prediction)
+        self.needs.add("predict_halves")
         assign = prediction.statement.body[0].with_changes(value=called)
         return [*body[:at], prediction.statement.with_changes(body=[assign]), *body[at + 1 :]]
 
-    def _methods(self, prediction: Prediction, combine: str) -> None:
-        texts = [combine]
+    def _methods(self, prediction: Prediction, combine: str = "") -> None:
+        """``combine_cfg_noise``, which hands back both predictions if nothing else is said, and ``predict_noise``."""
+        both = (prediction.out_of(f"{branch}_noise_pred") for branch in ("positive", "negative"))
+        texts = [combine or BOTH.format(*both)]
+        self.needs = set() if prediction.has_parts else {"single"}
         if not prediction.is_default:
             texts.insert(0, prediction.method())
         self.methods = [function for text in texts for function in statements(text)]

@@ -10,6 +10,7 @@ import libcst as cst
 
 from porter.rules.engine import arguments, code, names_bound, names_in, names_read, nodes, to_ast, visit
 from porter.rules.fold import dotted, only
+from porter.rules.pipeline.parts import take_apart
 
 
 class NoSplit(Exception):
@@ -78,7 +79,8 @@ def find_loop(body: list[Any], denoisers: list[str]) -> Loop:
     unused -= set().union(*(names_read(item) for item in rest)) | names_read(schedule)
     before = [item for item in flat[:at] if not _binds_only(item, unused)]
     given, sample = _handed(kept[first:])
-    return Loop(before, kept[:first], kept[first:], flat[at + 1 :], index, element, schedule, given, sample)
+    denoise, step = take_apart(kept[:first], kept[first:], given)
+    return Loop(before, denoise, step, flat[at + 1 :], index, element, schedule, given, sample)
 
 
 def _unwrapped(body: list[Any]) -> Any:

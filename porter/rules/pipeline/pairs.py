@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import libcst as cst
@@ -66,6 +66,38 @@ class Pair:
         needed = reads(to_ast(self.guard.test)) | _reads(self.before) | reads(to_ast(second.call))
         return not made & needed and not _bound(self.before) & _reads(self.between)
 
+    def alike(self, local: set[str]) -> Pair:
+        """The pair with what is done to each of the two predictions, and to both alike, as a part of predicting.
+
+        Cut down to image tokens, say, both have one shape, which ranks need to exchange them.
+
+        Args:
+            local: variables of the function.
+        """
+        pair = self
+        while (shorter := pair._without_first_end(local)) is not None:
+            pair = shorter
+        return pair
+
+    def _without_first_end(self, local: set[str]) -> Pair | None:
+        first, second = self.positive.variable, self.negative.variable
+        if first is None or second is None or not self.between or not self.after:
+            return None
+        end, calls = self.between[0], (self.positive.call, self.negative.call)
+        if names_bound(end) != {first} or first not in names_read(end) or not _binds_names(end):
+            return None
+        # A slice of the first tokens is the engine's to take.
+        if _text(visit(end, _Replace(first, second))) != _text(self.after[0]) or _sliced(end, first) is not None:
+            return None
+        wanted = (set(names_read(end)) - {first}) & local
+        keywords = {arg.keyword.value for call in calls for arg in call.args if arg.keyword is not None}
+        if any(arg.keyword is None for call in calls for arg in call.args) or wanted & {*keywords, second, "kwargs"}:
+            return None
+        wants = tuple(dict.fromkeys((*self.positive.wants, *sorted(wanted))))
+        positive = replace(self.positive, then=(*self.positive.then, end), wants=wants)
+        negative = replace(self.negative, then=(*self.negative.then, self.after[0]), wants=wants)
+        return replace(self, positive=positive, negative=negative, between=self.between[1:], after=self.after[1:])
+
 
 @dataclass
 class Combined:
@@ -100,7 +132,7 @@ class Combined:
         if (through.bound - {result}) & outside:
             return None
         free = through.exposed - {positive, negative, "self"}
-        local = {n for n in free if n in _bound(list(forward.body.body)) | {p.name.value for p in parameters(forward)}}
+        local = free & local_names(forward)
         if local & _bound(pair.before):
             return None
         scales = {text for item in after for text in _scales(item)}
@@ -127,8 +159,8 @@ class Combined:
             '    """What guidance makes of the two predictions."""\n'
         )
         lines = [
-            f"{self.pair.positive.variable} = single(positive_noise_pred)",
-            f"{self.pair.negative.variable} = single(negative_noise_pred)",
+            f"{self.pair.positive.variable} = {self.pair.positive.out_of('positive_noise_pred')}",
+            f"{self.pair.negative.variable} = {self.pair.negative.out_of('negative_noise_pred')}",
             *(f'{name} = kwargs["{name}"]' for name in self.taken),
         ]
         function = cst.ensure_type(cst.parse_statement(f"{head}    pass\n"), cst.FunctionDef)
@@ -188,6 +220,15 @@ class _Replace(cst.CSTTransformer):
 
     def leave_Arg(self, original: cst.Arg, updated: cst.Arg) -> cst.Arg:
         return updated.with_changes(keyword=original.keyword)
+
+
+def local_names(function: cst.FunctionDef) -> set[str]:
+    """Parameters of a function, and what it binds."""
+    return _bound(list(function.body.body)) | {parameter.name.value for parameter in parameters(function)}
+
+
+def _text(item: Any) -> str:
+    return code(item.with_changes(leading_lines=[])) if isinstance(item, cst.SimpleStatementLine) else code(item)
 
 
 def _binds_names(item: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import libcst as cst
 
 from porter.facts.pipeline import PipelineFacts
-from porter.rules.engine import arguments, code, names_in, nodes
+from porter.rules.engine import arguments, code, names_in, nodes, statements
 from porter.rules.fold import dotted, only
 
 # How a prediction is taken from what the model returns.
@@ -53,6 +53,8 @@ class Prediction:
         result: how the prediction is taken from what the model returns: ``MODEL[0]``.
         names: variables that the line binds.
         unused: how many results the source takes besides and does not use.
+        then: statements that make the variable what is wanted of it: they belong to predicting.
+        wants: variables that these read.
     """
 
     statement: cst.SimpleStatementLine
@@ -61,6 +63,8 @@ class Prediction:
     result: str
     names: frozenset[str]
     unused: int = 0
+    then: tuple[Any, ...] = ()
+    wants: tuple[str, ...] = ()
 
     @property
     def variable(self) -> str | None:
@@ -74,14 +78,27 @@ class Prediction:
     @property
     def is_default(self) -> bool:
         """Whether the engine's own ``predict_noise`` does the same."""
-        return self.model == "self.transformer" and self.result == "MODEL[0]" and not self.unused
+        return self.model == "self.transformer" and self.result == "MODEL[0]" and not self.unused and not self.then
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the variable holds all that the model returns: a tuple, of however many tensors."""
+        return self.result == "MODEL" and self.variable is not None
+
+    def out_of(self, parameter: str) -> str:
+        """The prediction as an expression, where ``parameter`` is what ``combine_cfg_noise`` is handed of it."""
+        return parameter if self.has_parts else f"single({parameter})"
 
     @property
     def arguments(self) -> str:
-        """The call's arguments as a dict; a model that a variable stands for is one of them."""
-        model = "" if self.model.startswith("self.") else f"{self.model}={self.model}, "
+        """The call's arguments as a dict, and whatever else ``predict_noise`` takes."""
         bare = (arg.with_changes(comma=cst.MaybeSentinel.DEFAULT) for arg in self.call.args)
-        return f"dict({model}{', '.join(map(code, bare))})"
+        return f"dict({', '.join([*(f'{name}={name}' for name in self._taken), *map(code, bare)])})"
+
+    @property
+    def _taken(self) -> list[str]:
+        """Parameters of ``predict_noise`` that are not the model's: a model that a variable stands for is one."""
+        return [*([] if self.model.startswith("self.") else [self.model]), *self.wants]
 
     def keywords(self, signature: list[str]) -> list[str] | None:
         """The call's arguments by name; None where a position has none."""
@@ -100,11 +117,15 @@ class Prediction:
 
     def method(self) -> str:
         """``predict_noise`` for this call."""
-        parameter = "" if self.model.startswith("self.") else f"{self.model}, "
-        head, call = f"def predict_noise(self, {parameter}**kwargs):\n", f"{self.model}(**kwargs)"
+        call = f"{self.model}(**kwargs)"
+        lines = [f"return {self.result.replace('MODEL', call)}"]
         if self.unused:  # a model that returns another number of results is refused, as in the source
-            return f"{head}    prediction{f', {UNUSED}' * self.unused} = {call}\n    return prediction\n"
-        return f"{head}    return {self.result.replace('MODEL', call)}\n"
+            lines = [f"{self.variable}{f', {UNUSED}' * self.unused} = {call}", f"return {self.variable}"]
+        elif self.then:
+            lines = [f"{self.variable} = {self.result.replace('MODEL', call)}", f"return {self.variable}"]
+        made = statements(f"def predict_noise({', '.join(['self', *self._taken])}, **kwargs):\n    pass\n")[0]
+        body = statements("\n".join(lines))
+        return code(made.with_changes(body=cst.IndentedBlock([*body[:-1], *self.then, body[-1]])))
 
 
 def find_prediction(item: Any, models: list[str]) -> Prediction | None:
@@ -118,8 +139,8 @@ def find_prediction(item: Any, models: list[str]) -> Prediction | None:
     [call] = calls
     target = assign.targets[0].target
     result = code(assign.value).replace(code(call), "MODEL")
-    parts = isinstance(target, cst.Tuple) and all(isinstance(e.value, cst.Name) for e in target.elements)
-    if not (RESULT.fullmatch(result) and isinstance(target, cst.Name)) and not (result == "MODEL" and parts):
+    taken = RESULT.fullmatch(result) and isinstance(target, cst.Name)
+    if not taken and not (result == "MODEL" and (_is_row(target) or _returns_tuple(call, target))):
         return None
     unused = 0
     if isinstance(target, cst.Tuple) and all(code(e.value) == UNUSED for e in target.elements[1:]):
@@ -127,3 +148,14 @@ def find_prediction(item: Any, models: list[str]) -> Prediction | None:
         result, target = "MODEL[0]", cst.ensure_type(target.elements[0].value, cst.Name)
         item = item.with_changes(body=[assign.with_changes(targets=[cst.AssignTarget(target)])])
     return Prediction(item, call, dotted(call.func) or "", result, frozenset(names_in(target)), unused)
+
+
+def _is_row(target: cst.BaseExpression) -> bool:
+    return isinstance(target, cst.Tuple) and all(isinstance(e.value, cst.Name) for e in target.elements)
+
+
+def _returns_tuple(call: cst.Call, target: cst.BaseExpression) -> bool:
+    """Whether a variable is bound to a model's results as ``return_dict=False`` gives them."""
+    _, keywords, _ = arguments(call)
+    asked = "return_dict" in keywords and code(keywords["return_dict"].value) == "False"
+    return isinstance(target, cst.Name) and asked
