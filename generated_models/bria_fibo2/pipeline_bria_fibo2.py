@@ -19,10 +19,10 @@
 # Source: diffusers/pipelines/bria_fibo2/text_images.py sha256 054c75dcc58bd801af9196f4ffb9305e179968f71e730d1230d1e6251806cedf
 # Rules: cfg-parallel, drop-arguments, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, pre-process-hook, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, step execution, merged projections, results held over steps,
-#   regional compilation, layer-wise offload, HSDP, attention backends
-# Without: CFG parallelism (a trial failed: did not run on one rank); request batching (a request brings more than
-#   texts); Cache-DiT (layers: its loop does more than call the blocks)
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, merged projections, results
+#   held over steps, regional compilation, layer-wise offload, HSDP, attention backends
+# Without: request batching (a request brings more than texts); Cache-DiT (layers: its loop does more than call the
+#   blocks)
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.bria_fibo2.image_processor.BriaFibo2ImageProcessor
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.bria_fibo2.text_images.draw_text_image
 # Vendored, since the target's diffusers lacks it: diffusers.pipelines.bria_fibo2.text_images.load_font
@@ -447,7 +447,7 @@ class BriaFibo2Pipeline(
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
                 "merged_projections_size": "verified",
-                "cfg_parallel_size": "refused: a trial failed: did not run on one rank",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(od_config, "BriaFibo2Pipeline", "refused: layers: its loop does more than call the blocks")

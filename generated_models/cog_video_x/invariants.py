@@ -70,8 +70,8 @@ class Invariants:
         self._weights: dict[int, torch.Tensor] = {}
         """Those of modules that were handed on, by identity."""
         self._entries: dict[Hashable, tuple[Any, list[tuple[torch.Tensor, int]]] | None] = {}
-        self._shortcuts: dict[Hashable, tuple[tuple[Any, ...], list[tuple[torch.Tensor, Any]], Hashable]] = {}
-        """By function and the identity of its arguments: these, what their tensors were, and the key of the entry."""
+        self._shortcuts: dict[Hashable, _Shortcut] = {}
+        """By function and the identity of its arguments."""
         self._latest: dict[Hashable, Hashable] = {}
         """The one shortcut to an entry, by the entry's key."""
 
@@ -113,14 +113,13 @@ class Invariants:
         """See :func:`once`."""
         # Most calls are made with the very objects of the step before: looking at them costs less than naming them.
         is_method = type(function) is BuiltinMethodType and isinstance(function.__self__, torch.Tensor)
-        given = ((function.__self__,) if is_method else ()) + args + tuple(kwargs.values())
+        owner = (function.__self__,) if is_method else ()
+        given = (*owner, *args, *kwargs.values())
         same = (function.__name__ if is_method else function, len(args), *kwargs, *map(id, given))
         known = self._shortcuts.get(same)
-        if known is not None and all(_state(tensor) == state for tensor, state in known[1]):
-            result, versions = self._entries[known[2]] or (None, None)
-            if versions is not None and all(tensor._version == version for tensor, version in versions):
-                self.hits += 1
-                return _handed_out(result)
+        if known is not None and known.holds():
+            self.hits += 1
+            return known.result if known.is_tensor else _handed_out(known.result)
         try:
             named = ((name, self._key(value)) for name, value in kwargs.items())
             key = (self._key_of_function(function), *map(self._key, args), *named)
@@ -133,9 +132,8 @@ class Invariants:
         if all(tensor._version == version for tensor, version in versions):
             self.hits += 1
             if not any(isinstance(value, (tuple, list)) for value in given):
-                tensors = [(value, _state(value)) for value in given if isinstance(value, torch.Tensor)]
                 self._shortcuts.pop(self._latest.get(key), None)  # objects that are made anew in each step
-                self._shortcuts[same], self._latest[key] = (given, tensors, key), same
+                self._shortcuts[same], self._latest[key] = _Shortcut(given, result, versions), same
             return _handed_out(result)
         self.stale += 1
         self._entries[key] = None
@@ -176,11 +174,13 @@ class Invariants:
                 raise _Unknown
             owner = self._owner(value)
             if owner is None:
-                if not isinstance(value, nn.Parameter) or value.is_inference():
+                # A weight that a module hands on, or a view of it.
+                weight = value if isinstance(value, nn.Parameter) else value._base
+                if not isinstance(weight, nn.Parameter) or weight.is_inference():
                     raise _Unknown
-                owner = self._known[_place(value)] = self._weights[id(value)] = value  # that a module hands on
+                owner = self._known[_place(value)] = self._weights[id(weight)] = weight
             # Where a weight lies says little: layer-wise offload takes it away and brings it back to another place.
-            offset = 0 if value is owner else value.storage_offset()
+            offset = value.storage_offset() - owner.storage_offset()
             geometry = (offset, value.shape, value.stride(), value.dtype)
             return id(owner), geometry, value._version, value.is_conj(), value.is_neg()
         if isinstance(value, _PLAIN):
@@ -198,9 +198,34 @@ class _Unknown(Exception):
     """An argument may be another one in each step."""
 
 
-def _state(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """What a tensor that is the same object may still have become: written to, or made to show other memory."""
-    return tensor._version, tensor.data_ptr(), tensor.shape, tensor.stride()
+class _Shortcut:
+    """A result, by the very objects that the call was given; tensors among them may have become others since.
+
+    Attributes:
+        given: those objects, kept so that no others take their identity.
+        result: of the call.
+        is_tensor: whether the result is one tensor.
+    """
+
+    __slots__ = ("given", "result", "is_tensor", "_tensors", "_written")
+
+    def __init__(self, given: tuple[Any, ...], result: Any, written: list[tuple[torch.Tensor, int]]) -> None:
+        self.given, self.result, self._written = given, result, written
+        self.is_tensor = isinstance(result, torch.Tensor)
+        tensors = [value for value in given if isinstance(value, torch.Tensor)]
+        self._tensors = [(t, t._version, t.data_ptr(), t.shape, t.stride()) for t in tensors]
+
+    def holds(self) -> bool:
+        """Whether no tensor was written to, or made to show other memory. Plain loops: it is asked in each step."""
+        for tensor, version, place, shape, stride in self._tensors:
+            if tensor._version != version or tensor.data_ptr() != place:
+                return False
+            if tensor.shape != shape or tensor.stride() != stride:
+                return False
+        for tensor, version in self._written:
+            if tensor._version != version:
+                return False
+        return True
 
 
 def _place(tensor: torch.Tensor) -> int:

@@ -908,26 +908,6 @@ class HunyuanDiT2DModel(nn.Module):
         self.proj_out = nn.Linear(self.inner_dim, patch_size * patch_size * self.out_channels, bias=True)
         self._sp_plan = attention_plan(self)
 
-    def _steady_part_of_forward(
-        self,
-        batch_size,
-        encoder_hidden_states,
-        encoder_hidden_states_t5,
-        sequence_length,
-        text_embedding_mask,
-        text_embedding_mask_t5,
-    ):
-        encoder_hidden_states_t5 = encoder_hidden_states_t5.view(batch_size, sequence_length, -1)
-
-        encoder_hidden_states = torch.cat([encoder_hidden_states, encoder_hidden_states_t5], dim=1)
-        text_embedding_mask = torch.cat([text_embedding_mask, text_embedding_mask_t5], dim=-1)
-        text_embedding_mask = text_embedding_mask.unsqueeze(2).bool()
-
-        encoder_hidden_states = torch.where(text_embedding_mask, encoder_hidden_states, self.text_embedding_padding)
-
-        skips = []
-        return encoder_hidden_states, skips
-
     def forward(
         self,
         hidden_states,
@@ -989,15 +969,17 @@ class HunyuanDiT2DModel(nn.Module):
         encoder_hidden_states_t5 = once(
             self.text_embedder, encoder_hidden_states_t5.view(-1, encoder_hidden_states_t5.shape[-1])
         )
-        encoder_hidden_states, skips = once(
-            self._steady_part_of_forward,
-            batch_size,
-            encoder_hidden_states,
-            encoder_hidden_states_t5,
-            sequence_length,
-            text_embedding_mask,
-            text_embedding_mask_t5,
+        encoder_hidden_states_t5 = encoder_hidden_states_t5.view(batch_size, sequence_length, -1)
+
+        encoder_hidden_states = once(torch.cat, [encoder_hidden_states, encoder_hidden_states_t5], dim=1)
+        text_embedding_mask = once(torch.cat, [text_embedding_mask, text_embedding_mask_t5], dim=-1)
+        text_embedding_mask = once(text_embedding_mask.unsqueeze(2).bool)
+
+        encoder_hidden_states = once(
+            torch.where, text_embedding_mask, encoder_hidden_states, self.text_embedding_padding
         )
+
+        skips = []
         for layer, block in enumerate(self.blocks):
             if layer > self.config.num_layers // 2:
                 if controlnet_block_samples is not None:

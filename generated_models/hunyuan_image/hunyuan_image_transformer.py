@@ -376,10 +376,10 @@ class HunyuanImageIndividualTokenRefinerCrossAttention(nn.Module):
         )
 
         if attention_mask is not None:
-            attention_mask = self.prepare_attention_mask(attention_mask, sequence_length, batch_size)
+            attention_mask = once(self.prepare_attention_mask, attention_mask, sequence_length, batch_size)
             # scaled_dot_product_attention expects attention_mask shape to be
             # (batch, heads, source_length, target_length)
-            attention_mask = rank_heads(attention_mask, batch_size, self.heads).view(
+            attention_mask = once(rank_heads, attention_mask, batch_size, self.heads).view(
                 batch_size, self.heads, -1, attention_mask.shape[-1]
             )
 
@@ -564,12 +564,7 @@ class HunyuanImageIndividualTokenRefiner(nn.Module):
             ]
         )
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        temb: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-    ) -> None:
+    def _steady_part_of_forward(self, attention_mask, hidden_states):
         self_attn_mask = None
         if attention_mask is not None:
             batch_size = attention_mask.shape[0]
@@ -579,6 +574,15 @@ class HunyuanImageIndividualTokenRefiner(nn.Module):
             self_attn_mask_2 = self_attn_mask_1.transpose(2, 3)
             self_attn_mask = (self_attn_mask_1 & self_attn_mask_2).bool()
             self_attn_mask[:, :, :, 0] = True
+        return self_attn_mask
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        temb: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> None:
+        self_attn_mask = once(self._steady_part_of_forward, attention_mask, hidden_states)
 
         for block in self.refiner_blocks:
             hidden_states = block(hidden_states, temb, self_attn_mask)
@@ -1479,7 +1483,7 @@ class HunyuanImageTransformer2DModel(nn.Module):
         image_rotary_emb = self.rope(hidden_states)
 
         # 2. Conditional embeddings
-        encoder_attention_mask = encoder_attention_mask.bool()
+        encoder_attention_mask = once(encoder_attention_mask.bool)
         temb = self.time_guidance_embed(timestep, guidance=guidance, timestep_r=timestep_r)
         hidden_states = self.x_embedder(hidden_states)
         encoder_hidden_states = self.context_embedder(encoder_hidden_states, timestep, encoder_attention_mask)

@@ -778,6 +778,8 @@ class Kandinsky5I2IPipeline(
         # 8. Sparse Params for efficient attention
         sparse_params = None
         self._num_timesteps = len(timesteps)
+        prompt_embeds_clip = prompt_embeds_clip.to(dtype)
+        prompt_embeds_qwen = prompt_embeds_qwen.to(dtype)
         state.latents = latents
         state.timesteps = timesteps
         state.extra.update(
@@ -825,8 +827,8 @@ class Kandinsky5I2IPipeline(
         # Predict noise residual
         positive_kwargs = dict(
             hidden_states=latents.to(dtype),
-            encoder_hidden_states=once(prompt_embeds_qwen.to, dtype),
-            pooled_projections=once(prompt_embeds_clip.to, dtype),
+            encoder_hidden_states=prompt_embeds_qwen,
+            pooled_projections=prompt_embeds_clip,
             timestep=timestep.to(dtype),
             visual_rope_pos=visual_rope_pos,
             text_rope_pos=text_rope_pos,

@@ -136,9 +136,6 @@ def per_request(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def work(self: Any, state: StepRequestState, *args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled():  # asked first: engines have switched them off already
-            with torch.no_grad():
-                return work(self, state, *args, **kwargs)
         if vars(self).get(TURN) is state:
             return method(self, state, *args, **kwargs)
         with _turn(self, state):
@@ -149,7 +146,11 @@ def per_request(method: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _turn(pipeline: Any, state: StepRequestState) -> Iterator[None]:
-    """Let the pipeline hold what is a request's own while the block runs."""
+    """Let the pipeline hold what is a request's own while the block runs, which wants no gradients."""
+    if torch.is_grad_enabled():  # asked first: engines have switched them off already
+        with torch.no_grad(), _turn(pipeline, state):
+            yield
+        return
     names = (*pipeline.request_components, *pipeline.request_attributes)
     held = vars(pipeline)
     shared = {name: held[name] for name in (*names, TURN) if name in held}

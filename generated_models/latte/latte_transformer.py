@@ -1153,12 +1153,6 @@ class LatteTransformer3DModel(nn.Module):
         self.gradient_checkpointing = False
         self._sp_plan = attention_plan(self)
 
-    def _steady_part_of_forward(self, encoder_hidden_states, num_frame):
-        encoder_hidden_states_spatial = encoder_hidden_states.repeat_interleave(
-            num_frame, dim=0, output_size=encoder_hidden_states.shape[0] * num_frame
-        ).view(-1, encoder_hidden_states.shape[-2], encoder_hidden_states.shape[-1])
-        return encoder_hidden_states_spatial
-
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -1220,7 +1214,12 @@ class LatteTransformer3DModel(nn.Module):
         # Prepare text embeddings for spatial block
         # batch_size num_tokens hidden_size -> (batch_size * num_frame) num_tokens hidden_size
         encoder_hidden_states = once(self.caption_projection, encoder_hidden_states)  # 3 120 1152
-        encoder_hidden_states_spatial = once(self._steady_part_of_forward, encoder_hidden_states, num_frame)
+        encoder_hidden_states_spatial = once(
+            encoder_hidden_states.repeat_interleave,
+            num_frame,
+            dim=0,
+            output_size=encoder_hidden_states.shape[0] * num_frame,
+        ).view(-1, encoder_hidden_states.shape[-2], encoder_hidden_states.shape[-1])
 
         # Prepare timesteps for spatial and temporal block
         timestep_spatial = timestep.repeat_interleave(

@@ -261,7 +261,7 @@ class AudioDiTEmbedder(nn.Module):
     def forward(self, hidden_states: torch.Tensor, mask: torch.BoolTensor | None = None) -> torch.Tensor:
         if mask is not None:
             hidden_states = hidden_states.masked_fill(mask.logical_not().unsqueeze(-1), 0.0)
-        hidden_states = once(self.proj, hidden_states)
+        hidden_states = self.proj(hidden_states)
         if mask is not None:
             hidden_states = hidden_states.masked_fill(mask.logical_not().unsqueeze(-1), 0.0)
         return hidden_states
@@ -760,11 +760,13 @@ class LongCatAudioDiTTransformer(nn.Module):
         if timestep.ndim == 0:
             timestep = timestep.repeat(batch_size)
         timestep_embed = self.time_embed(timestep)
-        text_mask = encoder_attention_mask.bool()
-        encoder_hidden_states = self.text_embed(encoder_hidden_states, text_mask)
+        text_mask = once(encoder_attention_mask.bool)
+        encoder_hidden_states = once(self.text_embed, encoder_hidden_states, text_mask)
         if self.text_conv:
             encoder_hidden_states = once(self.text_conv_layer, encoder_hidden_states)
-            encoder_hidden_states = encoder_hidden_states.masked_fill(text_mask.logical_not().unsqueeze(-1), 0.0)
+            encoder_hidden_states = once(
+                encoder_hidden_states.masked_fill, once(text_mask.logical_not).unsqueeze(-1), 0.0
+            )
         hidden_states = self.input_embed(hidden_states, attention_mask)
         if self.use_latent_condition and latent_cond is not None:
             latent_cond = self.latent_embed(latent_cond.to(hidden_states.dtype), attention_mask)

@@ -19,10 +19,10 @@
 # Source: diffusers/models/transformers/transformer_qwenimage21.py sha256 7a3393f89b1eb71d79c8669a719a21a616e6c8b188b2c1f5a2faca2cc701f171
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, register-to-config, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, step execution, merged projections, results held over steps,
-#   regional compilation, layer-wise offload, HSDP, attention backends
-# Without: CFG parallelism (a trial failed: did not run on one rank); request batching (nothing says that prompts get
-#   equal lengths); Cache-DiT (transformer_blocks: its blocks are used outside of the loop)
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, merged projections, results
+#   held over steps, regional compilation, layer-wise offload, HSDP, attention backends
+# Without: request batching (nothing says that prompts get equal lengths); Cache-DiT (transformer_blocks: its blocks
+#   are used outside of the loop)
 # Vendored, since the target's diffusers lacks it: diffusers.models.autoencoders.autoencoder_kl_qwenimage21.AutoencoderKLQwenImage21
 # Vendored, since the target's diffusers lacks it: diffusers.models.transformers.transformer_qwenimage21.QwenImage21KVCache
 
@@ -61,7 +61,7 @@ from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
 from .qwen_image21_transformer import QwenImage21Transformer2DModel
-from .stepwise import denoise_requests, per_request, predict_branches, run_request, single
+from .stepwise import denoise_requests, per_request, run_request, single
 from .support import (
     load_component,
     load_component_weights,
@@ -1797,7 +1797,7 @@ class QwenImage21Pipeline(
                 "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
                 "merged_projections_size": "verified",
-                "cfg_parallel_size": "refused: a trial failed: did not run on one rank",
+                "cfg_parallel_size": "verified",
             },
         )
         refuse_caching(
@@ -2442,6 +2442,7 @@ class QwenImage21Pipeline(
 
         timestep = t.expand(latents.shape[0]).to(latents.dtype)
         positive_kwargs = dict(
+            latents=latents,
             hidden_states=latent_model_input,
             timestep=timestep / 1000,
             encoder_hidden_states=prompt_embeds,
@@ -2457,6 +2458,7 @@ class QwenImage21Pipeline(
 
         if do_true_cfg:
             negative_kwargs = dict(
+                latents=latents,
                 hidden_states=latent_model_input,
                 timestep=timestep / 1000,
                 encoder_hidden_states=negative_prompt_embeds,
@@ -2468,13 +2470,13 @@ class QwenImage21Pipeline(
                 kv_cache_mode=kv_mode,
                 return_dict=False,
             )
-        noise_pred, negative_pred = predict_branches(self, do_true_cfg, positive_kwargs, negative_kwargs)
-        noise_pred = noise_pred[:, -latents.size(1) :]
-
-        if do_true_cfg:
-            neg_noise_pred = negative_pred
-            neg_noise_pred = neg_noise_pred[:, -latents.size(1) :]
-            noise_pred = neg_noise_pred + true_cfg_scale * (noise_pred - neg_noise_pred)
+        noise_pred = self.predict_noise_maybe_with_cfg(
+            do_true_cfg=do_true_cfg,
+            true_cfg_scale=true_cfg_scale,
+            positive_kwargs=positive_kwargs,
+            negative_kwargs=negative_kwargs,
+            cfg_normalize=False,
+        )
         return noise_pred
 
     def denoise_step(
@@ -2527,9 +2529,19 @@ class QwenImage21Pipeline(
     def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
         return run_request(self, req)
 
-    def combine_cfg_noise(self, positive_noise_pred, negative_noise_pred, *args, **kwargs):
-        """Both predictions as they are: ``denoise`` guides by itself."""
-        return single(positive_noise_pred), single(negative_noise_pred)
+    def predict_noise(self, latents, **kwargs):
+        noise_pred = self.transformer(**kwargs)[0]
+        noise_pred = noise_pred[:, -latents.size(1) :]
+        return noise_pred
+
+    def combine_cfg_noise(
+        self, positive_noise_pred, negative_noise_pred, true_cfg_scale, cfg_normalize=False, kwargs=None
+    ):
+        """What guidance makes of the two predictions."""
+        noise_pred = single(positive_noise_pred)
+        neg_noise_pred = single(negative_noise_pred)
+        noise_pred = neg_noise_pred + true_cfg_scale * (noise_pred - neg_noise_pred)
+        return noise_pred
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         return load_component_weights(self, weights)

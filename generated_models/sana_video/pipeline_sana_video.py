@@ -51,7 +51,6 @@ from porter.runtime.diffusion.worker.request_batch import DiffusionRequestBatch
 from porter.runtime.diffusion.worker.utils import StepRequestState
 from porter.runtime.logger import init_logger
 
-from .invariants import once
 from .sana_video_transformer import SanaVideoTransformer3DModel
 from .stepwise import denoise_requests, per_request, predict_halves, run_request, single
 from .support import (
@@ -941,6 +940,7 @@ class SanaVideoPipeline(
         self._num_timesteps = len(timesteps)
 
         transformer_dtype = self.transformer.dtype
+        prompt_embeds = prompt_embeds.to(dtype=transformer_dtype)
         state.latents = latents
         state.timesteps = timesteps
         state.extra.update(
@@ -978,7 +978,7 @@ class SanaVideoPipeline(
             self,
             self.do_classifier_free_guidance,
             hidden_states=latent_model_input.to(dtype=transformer_dtype),
-            encoder_hidden_states=once(prompt_embeds.to, dtype=transformer_dtype),
+            encoder_hidden_states=prompt_embeds,
             encoder_attention_mask=prompt_attention_mask,
             timestep=timestep,
             return_dict=False,

@@ -592,9 +592,9 @@ class StableAudio3DiTModel(nn.Module):
         # in the raw `cond_token_dim` space, before `to_cond_embed`, to match the reference
         # conditioner which applies its learned padding embedding prior to the DiT projection.
         if encoder_attention_mask is not None:
-            mask = encoder_attention_mask.bool().unsqueeze(-1)
+            mask = once(encoder_attention_mask.bool).unsqueeze(-1)
             pad = self.prompt_padding_embedding.to(encoder_hidden_states.dtype).view(1, 1, -1)
-            encoder_hidden_states = torch.where(mask, encoder_hidden_states, pad)
+            encoder_hidden_states = once(torch.where, mask, encoder_hidden_states, pad)
             encoder_attention_mask = None
 
         # Conditioning projections.

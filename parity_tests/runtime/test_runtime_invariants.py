@@ -256,6 +256,18 @@ def test_a_weight_may_be_handed_on(invariants):
     assert torch.equal(call(invariants, held, torch.add, text, token), text + token)
 
 
+def test_a_view_of_a_weight_may_be_handed_on(invariants):
+    token, text = nn.Parameter(torch.randn(8)), torch.randn(3, 4)
+    held, _ = request(invariants, text=text)
+    for half in (slice(0, 4), slice(4, 8)):
+        with torch.no_grad():
+            results = [call(invariants, held, torch.add, text, token[half].view(1, -1)) for _ in range(2)]
+        assert results[0] is results[1] and torch.equal(results[0], text + token[half])
+    with torch.no_grad():
+        token.add_(1)
+        assert torch.equal(call(invariants, held, torch.add, text, token[4:].view(1, -1)), text + token[4:])
+
+
 def test_a_weight_that_is_offloaded_and_fetched_is_the_same_one_wherever_it_lies(invariants):
     first, second = (nn.Parameter(torch.randn(4)) for _ in range(2))
     text, changing = torch.randn(4), torch.zeros(4)

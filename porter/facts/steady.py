@@ -31,7 +31,9 @@ VIEWS = frozenset(
     "view view_as reshape unsqueeze squeeze transpose permute flatten unflatten expand expand_as chunk unbind split "
     "narrow movedim swapaxes contiguous to type_as float half bfloat16 t select detach".split()
 )
-JOINS = ("torch.cat", "torch.concat", "torch.stack")
+JOINS = ("torch.cat", "torch.concat", "torch.stack", "torch.where")
+# Methods of tensors that only mask or repeat.
+MASKS = ("bool", "masked_fill", "logical_not", "where", "repeat", "repeat_interleave")
 SHAPES = ("shape", "dtype", "device", "ndim", "is_cuda")
 MEASURES = ("size", "dim", "numel", "stride", "element_size", "get", "keys", "items")
 DEPTH = 12
@@ -339,6 +341,11 @@ class SteadyCalls:
         values = [*given, *named.values()]
         worst = max([value.worst for value in values], default=NEUTRAL)
         function, owner, built = self._callee(node.func, env)
+        if function is None and not built and isinstance(node.func, ast.Attribute) and node.func.attr in MASKS:
+            held = self._value(node.func.value, env)
+            if max(held.worst, worst) == STEADY == held.worst and self._frames[-1].function.is_own:
+                joins = held.all_joins.union(*(value.all_joins for value in values))
+                return Value(STEADY, joins=joins | {self._join(node)})
         answered = all(self.purity.of_module(value.modules) for value in values if value.modules)
         if worst == STEADY and answered and self._is_pure(node.func, function, owner, built):
             joins = frozenset().union(*(value.all_joins for value in values))

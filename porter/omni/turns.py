@@ -108,7 +108,10 @@ def request(name: str, worker: Any, number: int, count: int = 0) -> tuple[Any, A
         call["generator"] = torch.Generator().manual_seed(number)
     torch.manual_seed(number)
     prompt, params = to_request(call)
-    return prompt, engine_params(params)
+    made = engine_params(params)
+    if "num_inference_steps" not in takes and made.num_inference_steps is None:
+        made.num_inference_steps = 1  # the engine's scheduler wants a number, also where the checkpoint says how many
+    return prompt, made
 
 
 def with_steps(takes: Any, steps: dict[str, int]) -> dict[str, Any]:

@@ -253,7 +253,8 @@ class _Wrap(cst.CSTTransformer):
         text = _packed(code(bare))
         if text not in self._texts or (self._functions[-1:] and (self._functions[-1], text) not in self._calls):
             return updated
-        return updated.with_changes(func=cst.Name(ONCE), args=[cst.Arg(updated.func, comma=_COMMA), *updated.args])
+        comma = _COMMA if updated.args else cst.MaybeSentinel.DEFAULT
+        return updated.with_changes(func=cst.Name(ONCE), args=[cst.Arg(updated.func, comma=comma), *updated.args])
 
 
 def _segment(lines: list[bytes], node: ast.expr) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import libcst as cst
@@ -24,7 +24,7 @@ from porter.rules.engine import (
     statements,
     to_ast,
 )
-from porter.rules.pipeline.conversions import convert_once
+from porter.rules.pipeline.conversions import convert_before, convert_once
 from porter.rules.pipeline.loop import Loop, NoSplit, find_loop
 from porter.rules.pipeline.predictions import denoisers
 from porter.source.walk import walk
@@ -170,6 +170,96 @@ class StepExecution(Rule):
                     return run_request(self, req)
             ''',
         ),
+        (
+            """
+            class ExamplePipeline(DiffusionPipeline):
+                def __init__(self, transformer: ExampleTransformer2DModel):
+                    super().__init__()
+                    self.register_modules(transformer=transformer)
+
+                @torch.no_grad()
+                def forward(self, req, prompt=None) -> DiffusionOutput:
+                    state = request_state(req)
+                    given = request_arguments(state, type(self))
+                    prompt = given.pop("prompt", prompt)
+                    embeds = self.encode_prompt(prompt)
+                    latents, audio_latents = self.prepare_latents(), self.prepare_audio_latents()
+                    dtype = self.transformer.dtype
+                    audio_scheduler = copy.deepcopy(self.scheduler)
+                    for t in timesteps:
+                        noise_pred = self.transformer(latents, audio_latents, t, embeds.to(dtype), return_dict=False)
+                        latents = self.scheduler.step(noise_pred[0], t, latents)[0]
+                        audio_latents = audio_scheduler.step(noise_pred[1], t, audio_latents)[0]
+                    return DiffusionOutput(output=(latents, audio_latents))
+            """,
+            '''
+            class ExamplePipeline(DiffusionPipeline):
+                def __init__(self, transformer: ExampleTransformer2DModel):
+                    super().__init__()
+                    self.register_modules(transformer=transformer)
+
+                @per_request
+                def prepare_encode(self, state: StepRequestState, prompt=None) -> StepRequestState:
+                    given = request_arguments(state, type(self))
+                    prompt = given.pop("prompt", prompt)
+                    embeds = self.encode_prompt(prompt)
+                    latents, audio_latents = self.prepare_latents(), self.prepare_audio_latents()
+                    dtype = self.transformer.dtype
+                    audio_scheduler = copy.deepcopy(self.scheduler)
+                    embeds = embeds.to(dtype)
+                    state.latents = latents
+                    state.timesteps = timesteps
+                    state.extra.update(
+                        embeds=embeds, audio_latents=audio_latents, audio_scheduler=audio_scheduler
+                    )
+                    return state
+
+                @per_request
+                def denoise(self, state: StepRequestState) -> torch.Tensor:
+                    """The prediction for one step of one request."""
+                    latents = state.latents
+                    audio_latents = state.extra["audio_latents"]
+                    embeds = state.extra["embeds"]
+                    t = state.timesteps[state.step_index]
+                    noise_pred = self.transformer(latents, audio_latents, t, embeds, return_dict=False)
+                    noise_pred, *noise_pred_rest = noise_pred
+                    state.extra.update(noise_pred_rest=noise_pred_rest)
+                    return noise_pred
+
+                def denoise_step(
+                    self,
+                    input_batch: InputBatch | None,
+                    *,
+                    states: Sequence[StepRequestState] | None = None,
+                    **kwargs: Any,
+                ) -> torch.Tensor:
+                    return denoise_requests(self, input_batch, states)
+
+                @per_request
+                def step_scheduler(
+                    self, state: StepRequestState, noise_pred: torch.Tensor, **kwargs: Any
+                ) -> None:
+                    latents = state.latents
+                    audio_latents = state.extra["audio_latents"]
+                    audio_scheduler = state.extra["audio_scheduler"]
+                    noise_pred_rest = state.extra.get("noise_pred_rest")
+                    t = state.timesteps[state.step_index]
+                    state.step_index += 1
+                    latents = self.scheduler.step(noise_pred, t, latents)[0]
+                    audio_latents = audio_scheduler.step(noise_pred_rest[0], t, audio_latents)[0]
+                    state.latents = latents
+                    state.extra.update(audio_latents=audio_latents)
+
+                @per_request
+                def post_decode(self, state: StepRequestState, **kwargs: Any) -> DiffusionOutput:
+                    latents = state.latents
+                    audio_latents = state.extra["audio_latents"]
+                    return DiffusionOutput(output=(latents, audio_latents))
+
+                def forward(self, req: DiffusionRequestBatch) -> DiffusionOutput:
+                    return run_request(self, req)
+            ''',
+        ),
     )
 
     def __init__(self, facts: PipelineFacts) -> None:
@@ -181,7 +271,7 @@ class StepExecution(Rule):
         """The methods that take the place of ``forward``; ``forward`` alone where it cannot be cut."""
         try:
             loop = find_loop(body_statements(forward), [*denoisers(self.facts, forward), *PREDICTIONS])
-            split = Split(forward, loop)
+            split = Split(forward, loop).converted()
         except NoSplit as reason:
             ctx.features["step_execution"] = f"refused: {reason}"
             return [forward]
@@ -264,6 +354,14 @@ class Split:
         """What every prediction reads and no step binds, sorted."""
         kept = self.loads[DENOISE] & self.stores[PREPARE]
         return tuple(sorted(kept - self.stores[DENOISE] - self.stores[STEP] - {self.sample, self.schedule}))
+
+    def converted(self) -> Split:
+        """The same, with constants converted before the first step where each step converts them alike."""
+        alone = set(self.constants) - self.loads[STEP] - self.loads[DECODE]
+        before, denoise = convert_before(self.loop.before, self.loop.denoise, self.constants, alone)
+        if before is self.loop.before:
+            return self
+        return Split(self.forward, replace(self.loop, before=before, denoise=denoise))
 
     def methods(self) -> list[cst.FunctionDef]:
         """The methods, in the order in which they run."""
