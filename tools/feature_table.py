@@ -92,13 +92,15 @@ def convert(work: Path, only: list[str] | None) -> dict[str, Any]:
     from porter.targets import get_target
 
     tree, target, features = SourceTree(None), get_target("vllm-omni"), {}
-    known = set(model_spec.available())
+    wanted = set(only or model_spec.available()) & set(model_spec.available())
+    hosts = {case.host["class"] for name in wanted for case in model_spec.read(name) if case.host is not None}
     for name in model_names(tree):
-        if name in known and (only is None or name in only) and is_model(tree, name):
-            with as_if_untried():
+        if name in wanted | hosts and is_model(tree, name):
+            with as_if_untried("models"):
                 text, built = build_model(tree, target, find_model(tree, name))
             write_models(work / "ports", [ModelPort(name, name, text)])
-            features[name] = {key: vars(feature) for key, feature in built.features.items()}
+            if name in wanted:
+                features[name] = {key: vars(feature) for key, feature in built.features.items()}
     return features
 
 
@@ -173,7 +175,8 @@ def page() -> str:
         "Step execution and CFG parallelism belong to pipelines and are proven by `python tools/pipeline_features.py`:",
         "two requests of different step counts in turns, by the engine's own step scheduler, against each of them",
         "whole; a request with its guidance on two ranks against one. Steps that were not proven run all the same:",
-        "they are what `forward` runs.",
+        "they are what `forward` runs. Pipelines whose classes the engine's own diffusers lacks were run with",
+        f"{evidence['diffusers']} in its place.",
         "",
         "So are, by the same command, *request_batch* (two requests in one call, each as alone, to 1e-05), *cache_dit*",
         "(a cache that never fills changes nothing, and one that skips lets blocks run less often) and *hoisting* (a",

@@ -10,6 +10,9 @@ Each pipeline with a tiny checkpoint is converted for vllm-omni and run in the e
 - request_batch: two requests together, as each alone;
 - hoisting: a request that holds results over its steps, as one that computes all in each step.
 
+Classes that the engine's diffusers lacks are proven with another one in its place, which ``PYTHONPATH`` names
+(``pip install --no-deps --target DIR diffusers==…``).
+
 Adds to ``porter/parity/data/features.json``; the page is made by ``tools/feature_table.py --table``.
 """
 
@@ -72,7 +75,7 @@ def main() -> None:
     converter = Converter(SourceTree(None), get_target("vllm-omni"))
     names = args.only or available()
     for start in range(0, len(names), TOGETHER):
-        with as_if_untried():
+        with as_if_untried("pipelines"):
             ports = [converter.port(name) for name in names[start : start + TOGETHER]]
         held = json.loads(EVIDENCE.read_text())["pipelines"] if args.resume else {}
         due = {

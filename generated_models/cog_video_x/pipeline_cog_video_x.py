@@ -19,7 +19,8 @@
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
 # Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
-#   merged projections, results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
+#   merged projections, regional compilation, layer-wise offload, HSDP, attention backends
+# Without: results held over steps (a trial had nothing to hold)
 
 import inspect
 import math

@@ -17,10 +17,10 @@
 # Source: diffusers/pipelines/omnigen/pipeline_omnigen.py sha256 fbdb7e4b4e797bd793f5128e107313acca72ea2d8d593b55961b3cff9683c9d1
 # Rules: drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, replace-logger, step-execution
 # Tier: D
-# Features: tensor parallelism, sequence parallelism, step execution, Cache-DiT, merged projections, results held over
-#   steps, regional compilation, layer-wise offload, HSDP, attention backends
+# Features: tensor parallelism, sequence parallelism, step execution, Cache-DiT, merged projections, regional
+#   compilation, layer-wise offload, HSDP, attention backends
 # Without: CFG parallelism (guidance has a form of its own); request batching (nothing says that prompts get equal
-#   lengths)
+#   lengths); results held over steps (a trial had nothing to hold)
 
 import inspect
 from collections.abc import Iterable, Sequence

@@ -75,8 +75,18 @@ def test_a_plan_that_failed_says_what_went_wrong(monkeypatch):
     assert evidence.disproof("B", "request_batch", Feature("derived", fingerprint="1"), "pipelines") == ""
     told = state("A", "request_batch", Feature("derived", fingerprint="1"), "pipelines")
     assert told == "refused: a trial failed: no batches"
-    with evidence.as_if_untried():  # whoever tries again
+    with evidence.as_if_untried("pipelines"):  # whoever tries again
         assert state("A", "request_batch", Feature("derived", fingerprint="1"), "pipelines") == "derived"
+    with evidence.as_if_untried("models"):
+        assert state("A", "request_batch", Feature("derived", fingerprint="1"), "pipelines") == told
+
+
+def test_a_plan_with_which_a_trial_found_nothing_to_do_is_not_applicable(monkeypatch):
+    found = {"A": {"hoisting": {"passed": False, "fingerprint": "1", "error": evidence.IDLE}}}
+    monkeypatch.setattr(evidence, "_evidence", lambda kind: found)
+    told = state("A", "hoisting", Feature("derived", fingerprint="1"), "pipelines")
+    assert told == "not applicable: a trial had nothing to hold"
+    assert state("A", "hoisting", Feature("derived", fingerprint="2"), "pipelines") == "derived"
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ FAILED = "a trial failed: "
 # How errors begin that say nothing about a plan: a model refuses what its tiny configuration is asked for, or the
 # diffusers that the engine pins lacks a class of the pipeline, so that there is no checkpoint to try with.
 NOT_TRIED = ("ValueError: ", "AttributeError: module diffusers has no attribute ")
+# What a trial says of a plan with which it found nothing to do.
+IDLE = "ValueError: nothing was held and used again"
 VERIFIED, DERIVED, REFUSED, NOT_APPLICABLE = "verified", "derived", "refused", "not applicable"
 
 
@@ -66,13 +68,17 @@ def _evidence(kind: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-_untried: ContextVar[bool] = ContextVar("untried", default=False)
+_untried: ContextVar[tuple[str, ...]] = ContextVar("untried", default=())
 
 
 @contextlib.contextmanager
-def as_if_untried() -> Iterator[None]:
-    """Let whoever proves features convert what was derived, also where an earlier trial failed."""
-    token = _untried.set(True)
+def as_if_untried(*kinds: str) -> Iterator[None]:
+    """Let whoever proves features convert what was derived, also where an earlier trial failed.
+
+    Args:
+        kinds: whose features: ``models``, ``pipelines``.
+    """
+    token = _untried.set(kinds)
     try:
         yield
     finally:
@@ -92,7 +98,9 @@ def state(owner: str, name: str, feature: Feature, kind: str = "models") -> str:
 
 
 def proven(owner: str, name: str, feature: Feature, kind: str = "models") -> Feature:
-    """The feature; refused, if its plan was tried and failed."""
+    """The feature; refused, if its plan was tried and failed, and not applicable, if there was nothing to do."""
+    if feature.state == DERIVED and (_proof(owner, name, feature, kind) or {}).get("error") == IDLE:
+        return Feature(NOT_APPLICABLE, "a trial had nothing to hold", feature.fingerprint, feature.without)
     reason = disproof(owner, name, feature, kind) if feature.state == DERIVED else ""
     told = f"{FAILED}{textwrap.shorten(reason, 80, placeholder=' ...')}"
     return Feature(REFUSED, told, feature.fingerprint, feature.without) if reason else feature
@@ -104,11 +112,17 @@ def disproof(owner: str, name: str, feature: Feature, kind: str = "models") -> s
     A ValueError is how a model refuses what it is asked for: its tiny configuration cannot be divided, say, or it does
     not stand alone. That says nothing about the plan.
     """
-    proof = None if _untried.get() else _evidence(kind).get(owner, {}).get(name)
-    if proof is None or proof.get("passed") or proof.get("fingerprint") != feature.fingerprint:
+    proof = _proof(owner, name, feature, kind)
+    if proof is None or proof.get("passed"):
         return ""
     error = str(proof.get("error") or "it gave other results").rstrip(".")
     return "" if error.startswith(NOT_TRIED) else error
+
+
+def _proof(owner: str, name: str, feature: Feature, kind: str) -> dict[str, Any] | None:
+    """What a trial of this very plan noted, if there was one and trials are asked."""
+    proof = None if kind in _untried.get() else _evidence(kind).get(owner, {}).get(name)
+    return proof if proof is not None and proof.get("fingerprint") == feature.fingerprint else None
 
 
 def tier(features: dict[str, str]) -> str:

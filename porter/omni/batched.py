@@ -10,6 +10,8 @@ import torch
 
 from porter.omni.turns import apart, prepare, results, seed_each
 
+# What predicts in a pipeline without a transformer of its own.
+UNETS = ("unet", "prior")
 TEXTS = ("a cat", "two dogs that run over a green hill at night")
 
 
@@ -29,8 +31,8 @@ def batched(work: Path, name: str) -> dict[str, Any]:
         worker = OneWorker(prepare(work, name, folder), together=len(TEXTS))
         try:
             align(worker.pipeline)
-            for dit in worker.pipeline._dit_modules:
-                model = getattr(worker.pipeline, dit, None)
+            for denoiser in worker.pipeline._dit_modules or UNETS:
+                model = getattr(worker.pipeline, denoiser, None)
                 if model is not None:
                     model.register_forward_pre_hook(count)
             with small_areas(worker.pipeline):

@@ -25,7 +25,7 @@ import torch
 
 from porter.omni.forks import Stopped, in_fork
 from porter.omni.linear import one_product
-from porter.omni.ranks import Rank, Traffic, difference, fill
+from porter.omni.ranks import Rank, Traffic, again, difference, fill, noted
 
 MODES = ("blocks", "hsdp")
 SECONDS = 300  # that a model may take: most need five
@@ -188,9 +188,9 @@ def on_one_rank(work: Path, name: str, port: int) -> dict[str, Any]:
     cls = load_model(work / "ports" / f"{name}.py", name)
     weights = work / f"{name}.safetensors"
     error, tried = "no configuration", None
-    for case, config in candidates(name):
+    for case in candidates(name):
         try:
-            model = rank.build(cls, config)
+            model = rank.model(work / "ports", cls, case)
             fill(model, 1)
             state = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
             save_file(apart(model, state), weights)
@@ -202,14 +202,14 @@ def on_one_rank(work: Path, name: str, port: int) -> dict[str, Any]:
             continue
         tried = case, model, run, expected
         torch.save(expected, work / f"{name}.results.pt")
-        (work / f"{name}.json").write_text(json.dumps({"case": case.name, "config": config}))
+        (work / f"{name}.json").write_text(json.dumps(noted(case)))
         if blocks_of(model) >= FEW:
             break
     if tried is None:
         return {"error": error}
     case, model, run, expected = tried
     away = [went(partial(offloaded, rank, model, run, expected))]
-    away += [offloaded_alone(rank, cls, other) for other in others(name, case)]
+    away += [offloaded_alone(rank, work, cls, other) for other in others(name, case)]
     worst = next((found for found in away if "error" in found), None) or max(away, key=lambda f: f["relative"])
     together = went(partial(compiled, rank, model, run, expected))
     return {"case": case.name, "layerwise_offload": worst | {"cases": len(away)}, "regional_compile": together}
@@ -233,10 +233,10 @@ def others(name: str, case: Any) -> list[Any]:
     return list(found.values())
 
 
-def offloaded_alone(rank: Rank, cls: Any, case: Any) -> dict[str, Any]:
+def offloaded_alone(rank: Rank, work: Path, cls: Any, case: Any) -> dict[str, Any]:
     """As :func:`offloaded`, of another configuration; equal by definition where it does not run at all."""
     try:
-        model = rank.build(cls, case.config)
+        model = rank.model(work / "ports", cls, case)
         fill(model, 1)
         run = partial(results, rank, model, case, sys.modules[cls.__module__])
         expected = run()
@@ -253,11 +253,10 @@ def on_ranks(work: Path, name: str, number: int, world: int, port: int) -> dict[
 
     if not (work / f"{name}.json").is_file():
         return {"error": "ValueError: it did not run on one rank"}
-    held = json.loads((work / f"{name}.json").read_text())
-    case = next(case for case, _ in candidates(name) if case.name == held["case"])
+    case = again(candidates(name), json.loads((work / f"{name}.json").read_text()))
     rank = Rank(number, world, "hsdp", port)
     cls = load_model(work / "ports" / f"{name}.py", name)
-    model = rank.build(cls, held["config"])
+    model = rank.model(work / "ports", cls, case)
     rank.load(model, load_file(work / f"{name}.safetensors"))
     expected = torch.load(work / f"{name}.results.pt")
     run = partial(results, rank, model, case, sys.modules[cls.__module__])
@@ -271,15 +270,15 @@ def results(rank: Rank, model: Any, case: Any, module: Any) -> list[dict[str, An
     return rank.run(model, decode_calls(case.calls, module), False)
 
 
-def candidates(name: str) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Stored configurations of a model with several blocks of each kind, then as they are."""
+def candidates(name: str) -> Iterator[Any]:
+    """Stored cases of a model with several blocks of each kind, then as they are."""
     from porter.omni.cached import deeper
     from porter.parity import model_spec
 
     cases = model_spec.read(name)
     for depth in (DEPTH, 2 * DEPTH):
-        yield from ((case, deeper(case.config, depth)) for case in cases)
-    yield from ((case, case.config) for case in cases)
+        yield from (case.configured(partial(deeper, depth=depth)) for case in cases)
+    yield from cases
 
 
 def went(trial: Callable[[], dict[str, Any]]) -> dict[str, Any]:

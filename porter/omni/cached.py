@@ -16,7 +16,7 @@ from porter.parity import spec as specs
 
 COUNT = 6
 # How models call the number of their blocks.
-COUNTED = re.compile(r"num(_\w+)?_(layers|blocks)|depth(_\w+)?")
+COUNTED = re.compile(r"(\w+_)?num(_\w+)?_(layers|blocks)|depth(_\w+)?")
 IDLE = {"max_warmup_steps": 1000}
 EAGER = {"max_warmup_steps": 2, "residual_diff_threshold": 1e9, "max_continuous_cached_steps": -1}
 

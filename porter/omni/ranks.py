@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -119,6 +120,25 @@ class Rank:
             model: torch.nn.Module = cls(od_config=self.config, **kwargs).eval()
             return model
 
+    def model(self, ports: Path, cls: Any, case: Any) -> torch.nn.Module:
+        """A model in the configuration of a case, with the modules of its host where it has one.
+
+        Args:
+            ports: the folder with the ports, the host's among them.
+            cls: of the model.
+            case: a :class:`porter.parity.model_spec.ModelCase`.
+        """
+        from porter.model_port import load_model
+
+        model = self.build(cls, case.config)
+        if case.host is None:
+            return model
+        host = case.host["class"]
+        shared: torch.nn.Module = cls.from_transformer(
+            model, self.build(load_model(ports / f"{host}.py", host), case.host["config"])
+        )
+        return shared
+
     def load(self, model: Any, state: dict[str, torch.Tensor]) -> None:
         """Fill a model from the tensors of a checkpoint, as the engine's loader does."""
         with self.context():
@@ -214,20 +234,31 @@ def widened(config: dict[str, Any], heads_only: bool = False) -> dict[str, Any]:
     return {name: 2 * value if name in wide else value for name, value in config.items()}
 
 
-def candidates(name: str, only_wide: bool) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Stored configurations of a model whose heads two ranks can share, then those made so."""
+def candidates(name: str, only_wide: bool) -> Iterator[Any]:
+    """Stored cases of a model whose heads two ranks can share, then those made so."""
     from porter.parity import model_spec
 
     cases = model_spec.read(name)
     odd = [c for c in cases if any(v % 2 for k, v in c.config.items() if "heads" in k and type(v) is int)]
     if not only_wide:
-        yield from ((case, case.config) for case in cases if case not in odd)
-    yield from ((case, widened(case.config)) for case in cases)
-    yield from ((case, widened(case.config, heads_only=True)) for case in cases)
+        yield from (case for case in cases if case not in odd)
+    yield from (case.configured(widened) for case in cases)
+    yield from (case.configured(partial(widened, heads_only=True)) for case in cases)
 
 
-def attempt(rank: Rank, work: Path, name: str, case: Any, config: dict[str, Any], traffic: Traffic) -> dict[str, Any]:
-    """One configuration of one model: written by one rank, compared by several."""
+def noted(case: Any) -> dict[str, Any]:
+    """What says which case ran, and in which configuration."""
+    return {"case": case.name, "config": case.config, "host": case.host}
+
+
+def again(cases: Iterator[Any], held: dict[str, Any]) -> Any:
+    """The case that was noted."""
+    case = next(case for case in cases if case.name == held["case"])
+    return dataclasses.replace(case, config=held["config"], host=held["host"])
+
+
+def attempt(rank: Rank, work: Path, name: str, case: Any, traffic: Traffic) -> dict[str, Any]:
+    """One case of one model: written by one rank, compared by several."""
     from safetensors.torch import load_file, save_file
 
     from porter.model_port import load_model
@@ -235,14 +266,14 @@ def attempt(rank: Rank, work: Path, name: str, case: Any, config: dict[str, Any]
 
     cls = load_model(work / "ports" / f"{name}.py", name)
     weights, results = work / f"{name}.safetensors", work / f"{name}.results.pt"
-    model = rank.build(cls, config)
+    model = rank.model(work / "ports", cls, case)
     entry: dict[str, Any] = {}
     if rank.mode == "one":
         fill(model, 1)
         state = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
         save_file(apart(model, state), weights)
         shapes = {key: list(value.shape) for key, value in model.named_parameters()}
-        (work / f"{name}.json").write_text(json.dumps({"case": case.name, "config": config, "shapes": shapes}))
+        (work / f"{name}.json").write_text(json.dumps({**noted(case), "shapes": shapes}))
     rank.load(model, load_file(weights))
     hooked = rank.mode == "sp" and rank.hooks(model)
     traffic.calls.clear()
@@ -313,14 +344,13 @@ def one_model(rank: Rank, work: Path, name: str, wide: bool, traffic: Traffic) -
     if rank.mode == "one":
         tried = list(candidates(name, wide))
     elif file.is_file():
-        held = json.loads(file.read_text())
-        tried = [(case, held["config"]) for case, _ in candidates(name, wide) if case.name == held["case"]][:1]
+        tried = [again(candidates(name, wide), json.loads(file.read_text()))]
     else:
         return {"error": "did not run on one rank"}
     entry: dict[str, Any] = {"error": "no configuration"}
-    for case, config in tried:
+    for case in tried:
         try:
-            return {"case": case.name, **attempt(rank, work, name, case, config, traffic)}
+            return {"case": case.name, **attempt(rank, work, name, case, traffic)}
         except Exception as error:  # noqa: BLE001 - what goes wrong is a result
             entry = {"case": case.name, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     return entry

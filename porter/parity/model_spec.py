@@ -14,8 +14,8 @@ of a transformer, that ``host``. These forms are added to the recipes:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
@@ -43,6 +43,11 @@ class ModelCase:
     """Recipes of keyword arguments; :func:`decode` makes them."""
     host: dict[str, Any] | None = None
     """``class`` and ``config`` of a transformer whose modules the model takes over by its ``from_transformer``."""
+
+    def configured(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> ModelCase:
+        """The case with other settings of the model, and of the transformer that it shares modules with."""
+        host = self.host and {**self.host, "config": change(self.host["config"])}
+        return replace(self, config=change(self.config), host=host)
 
 
 def available(root: Path = MODELS) -> list[str]:
