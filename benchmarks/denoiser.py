@@ -9,7 +9,8 @@ no harm; each run measures both sides, and who begins changes. Adds to the resul
 
 With ``--compiled`` inductor compiles both sides, in the same way: ``whole`` the denoiser's forward, ``blocks`` that of
 each repeated block, as vLLM-Omni does. The first run, which compiles, does not count. What dynamo made of each side is
-kept beside the times: graphs, breaks between them, and graphs that only later runs asked for.
+kept beside the times: graphs, breaks between them, and graphs that only later runs asked for. Without, the operations
+of torch in one prediction are counted.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 
 import page
 import torch
+from operations import Operations, compared
 from torch._dynamo.utils import counters
 
 from porter.bench.results import Times
@@ -39,6 +41,8 @@ from porter.parity.recipes import decode
 from porter.parity.request import to_request
 from porter.parity.sides import Port, Reference
 
+# Steps of a call whose last prediction is like those of longer calls: what is held is held by then.
+STEADY = 3
 DENOISERS = ("transformer", "transformer_2", "unet", "prior")
 # A word is a token or two of the tiny tokenizers: enough for 128 of them.
 TEXT = "a painting of a squirrel that eats a burger " * 15
@@ -136,6 +140,10 @@ def measure(case: Case, runs: int, compiled: str | None, models_dir: str | None)
                         found = one(calls[side], clocks[side], recipe, case.steps)
                     for name, value in found.items() if run >= 0 else ():
                         seconds[side].setdefault(name, []).append(value)
+            counted = {side: Operations() for side in calls}
+            for side in calls if not compiled else ():
+                with counted[side].of(denoisers(pipelines[side])):
+                    calls[side]({**recipe, "num_inference_steps": STEADY})
     quantities = {}
     for name in seconds["port"]:
         its, mine = seconds["diffusers"][name], seconds["port"][name]
@@ -145,7 +153,11 @@ def measure(case: Case, runs: int, compiled: str | None, models_dir: str | None)
             # Of neighbours in time, so that what the machine does besides meets both.
             "ratio": statistics.median(b / a for a, b in zip(its, mine, strict=True)),
         }
-    told = {"compiling": {side: vars(found) for side, found in compiling.items()}} if compiled else {}
+    told = (
+        {"compiling": {side: vars(found) for side, found in compiling.items()}}
+        if compiled
+        else {"operations": compared(**counted)}
+    )
     return {"pipeline": case.pipeline, "steps": case.steps, "runs": runs, "quantities": quantities, **told}
 
 

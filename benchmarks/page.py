@@ -64,7 +64,16 @@ def of_steps(results: dict[str, Any]) -> list[str]:
         "things these vary by a tenth from run to run.",
         "",
         *table({label: case for label, case in results["cases"].items() if "compiling" not in case}),
+        "",
+        "Operations of torch in a prediction, views aside, once what is the same in all steps is held. The last column",
+        "says how many of the port's diffusers does not run, by name and shapes.",
+        "",
+        "| case | diffusers | port | not in diffusers |",
+        "|---|--:|--:|--:|",
     ]
+    for label, case in results["cases"].items():
+        if (found := case.get("operations")) is not None:
+            lines.append(f"| {label} | {found['diffusers']} | {found['port']} | {found['more']} |")
     compiled = {label: case for label, case in results["cases"].items() if "compiling" in case}
     if compiled:
         lines += [
