@@ -196,7 +196,7 @@ class _Exchanged(CFGParallelMixin):
         return tuple(_in_a_row(self.form))
 
     def combine_cfg_noise(self, positive_noise_pred: Any, negative_noise_pred: Any, *args: Any, **kwargs: Any) -> Any:
-        return tuple(single(_formed(self.form, iter(row))) for row in (positive_noise_pred, negative_noise_pred))
+        return tuple(_formed(self.form, iter(row)) for row in (positive_noise_pred, negative_noise_pred))
 
 
 def _in_a_row(prediction: Any) -> list[torch.Tensor]:

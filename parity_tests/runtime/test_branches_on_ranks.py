@@ -63,6 +63,13 @@ def test_predictions_of_any_parts_come_back_in_their_form(stepwise):
         assert [t.item() for t in pictures] == [value, value + 1] and sound is None and rest[0].item() == 2 * value
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_tuple_of_one_stays_a_tuple(stepwise, ranks):
+    whole = torch.arange(4.0).view(4, 1)
+    found = stepwise.predict_halves(Pipeline(ranks, lambda x: (x,)), True, x=whole)
+    assert isinstance(found, tuple) and torch.equal(found[0], whole)
+
+
 def test_what_ranks_cannot_exchange_is_refused(stepwise):
     with pytest.raises(TypeError, match="holds a dict, which ranks cannot exchange"):
         stepwise.predict_branches(Pipeline(2, lambda x: {"sample": x}), True, {"x": 1}, {"x": 2})

@@ -19,6 +19,8 @@ from porter.source.walk import walk
 JOIN = re.compile(r"torch\.(?:cat|concat)\(\[\w+, \w+\], (?:dim=)?([1-9])\)")
 # Something twice, one below the other.
 DOUBLED = re.compile(r"\.repeat\(2\b|\bcat\(\[(\w+), \1\]|\] \* 2\b")
+# The same, as one expression.
+TWICE = re.compile(r"torch\.(?:cat|concat)\(\[(?:([\w.]+), \1\]|[\w.]+\] \* 2)(?:, (?:dim=)?0)?\)")
 # Annotations of arguments that have no samples: settings.
 SETTINGS = re.compile(r"(Optional\[)?(bool|int|float|str|[Dd]ict\b.*?)(\]| \| None)*")
 
@@ -35,7 +37,10 @@ def doubled_when(body: list[Any], at: int, prediction: Prediction) -> cst.BaseEx
         for node in nodes(item, cst.IfExp):
             if re.search(r"\* 2\b|\bcat\(\[(\w+), \1\]", code(node.body)) and dotted(node.orelse):
                 return node.test
-    after = [item for item in body[at + 1 :] if isinstance(item, cst.If)]
+    behind = body[at + 1 :]
+    if _is_doubled_call(prediction.call) and any(_takes_apart(item, prediction) for item in behind):
+        return cst.Name("True")  # whatever led here
+    after = [item for item in behind if isinstance(item, cst.If)]
     after = [item for item in after if prediction.names & set(names_in(item.body))]
     for item in after:
         if ".chunk(2" in code(item.body):
@@ -48,6 +53,20 @@ def doubled_when(body: list[Any], at: int, prediction: Prediction) -> cst.BaseEx
             if not rebound and _doubled(item) & _read_through(between, prediction):
                 return item.test
     return None
+
+
+def _is_doubled_call(call: cst.Call) -> bool:
+    """Whether a call is given something twice, one below the other."""
+    return any(TWICE.fullmatch(code(arg.value)) for arg in call.args)
+
+
+def _takes_apart(item: Any, prediction: Prediction) -> bool:
+    """Whether a statement that always runs halves a prediction."""
+    return isinstance(item, cst.SimpleStatementLine) and any(
+        re.match(rf"{name}(\[0\])?\.chunk\(2\b", code(call))
+        for name in prediction.names
+        for call in nodes(item, cst.Call)
+    )
 
 
 def _doubled(item: cst.If) -> set[str]:
