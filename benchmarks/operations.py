@@ -19,7 +19,7 @@ class Operations(TorchDispatchMode):
         self.counts: Counter[tuple[Any, ...]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not any(result.alias_info is not None for result in func._schema.returns):
+        if not any(alias is not None and not alias.is_write for alias in (r.alias_info for r in func._schema.returns)):
             self.counts[(str(func), *(tuple(a.shape) for a in args if isinstance(a, torch.Tensor)))] += 1
         return func(*args, **(kwargs or {}))
 

@@ -17,11 +17,10 @@
 # Source: diffusers/models/embeddings.py sha256 512e9bb699552661ba5323b7a84f1d52a6f3ee0d1390bb35d69caeacd8caf903
 # Source: diffusers/models/transformers/transformer_mochi.py sha256 2ce641b7cd2f9c2b1cad59e1affd05923633d053e2bef672b62a608714dfad08
 # Source: diffusers/models/attention_processor.py sha256 59871fd4e66fc14a26f0e0464706ab24680e13dcd93161c55123678a5e671772
-# Rules: attention-layer, attention-sites, block-metadata, cache-blocks, engine-ada-layer-norm, explicit-config, fold-processor, hoist-invariants, remove-decorators, remove-machinery, remove-mixins, sequence-parallel
+# Rules: attention-layer, attention-sites, block-metadata, cache-blocks, engine-ada-layer-norm, explicit-config, fold-processor, hoist-invariants, merge-projections, remove-decorators, remove-machinery, remove-mixins, sequence-parallel, tensor-parallel, thread-quantization
 # Tier: D
-# Features: sequence parallelism, Cache-DiT, results held over steps, regional compilation, layer-wise offload, HSDP
-# Without: tensor parallelism (a trial failed: RuntimeError: Sizes of tensors must match except in dimension 2.
-#   Expected ...); merged projections (a trial failed: that of tensor parallelism)
+# Features: tensor parallelism, sequence parallelism, Cache-DiT, merged projections, results held over steps, regional
+#   compilation, layer-wise offload, HSDP
 
 from __future__ import annotations
 
@@ -50,9 +49,64 @@ from porter.runtime.diffusion.distributed.parallel_state import (
 )
 from porter.runtime.diffusion.distributed.sp_plan import SequenceParallelInput, SequenceParallelOutput
 from porter.runtime.diffusion.layers.adalayernorm import AdaLayerNormContinuous as OmniAdaLayerNormContinuous
+from porter.runtime.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_gather,
+)
+from porter.runtime.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    RowParallelLinear,
+)
 from porter.runtime.model_executor.model_loader.weight_utils import default_weight_loader
 
 from .invariants import once
+
+
+def rank_share(total: int, what: str) -> int:
+    """This rank's part of a number of heads or features.
+
+    Raises:
+        ValueError: it cannot be divided evenly.
+    """
+    ranks = get_tensor_model_parallel_world_size()
+    if total % ranks:
+        raise ValueError(f"{what} = {total} cannot be divided by tensor_parallel_size = {ranks}.")
+    return total // ranks
+
+
+def rank_part(parameter: torch.Tensor, axis: int) -> torch.Tensor:
+    """This rank's heads of a parameter that has those of all ranks along ``axis``."""
+    heads = rank_share(parameter.shape[axis], "number of heads")
+    return parameter.narrow(axis, get_tensor_model_parallel_rank() * heads, heads)
+
+
+class ParallelFeedForward(FeedForward):
+    """diffusers' ``FeedForward``, split over the ranks: its first projection by outputs, its last by inputs."""
+
+    def __init__(self, *args: Any, quant_config: Any = None, prefix: str = "", **kwargs: Any) -> None:
+        with torch.device("meta"):  # the projections are made anew below
+            super().__init__(*args, **kwargs)
+        up, down = self.net[0].proj, self.net[2]
+        halves = 2 if up.out_features > down.in_features else 1  # a gate lies behind what it gates
+        kept = {"return_bias": False, "quant_config": quant_config}
+        rank_share(down.in_features, "width of a feed-forward")
+        self.net[0].proj = MergedColumnParallelLinear(
+            up.in_features, [down.in_features] * halves, up.bias is not None, prefix=f"{prefix}.net.0.proj", **kept
+        )
+        self.net[2] = RowParallelLinear(
+            down.in_features, down.out_features, down.bias is not None, prefix=f"{prefix}.net.2", **kept
+        )
+
+
+def outputs_of(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What each of the projections that are one layer makes of ``x``, in their order."""
+    one_by_one = getattr(type(layer), "forward_parts", None)
+    if one_by_one is not None:  # where one product for all would not be bit for bit that of each
+        return one_by_one(layer, x)
+    return layer(x).split(layer.output_partition_sizes, dim=-1)
 
 
 class SequenceBoundary(nn.Module):
@@ -363,6 +417,9 @@ class MochiAttention(nn.Module):
         out_bias: bool = True,
         context_pre_only: bool = False,
         eps: float = 1e-5,
+        *,
+        quant_config=None,
+        prefix="",
     ):
         super().__init__()
         from diffusers.models.normalization import MochiRMSNorm
@@ -379,24 +436,64 @@ class MochiAttention(nn.Module):
         self.norm_added_q = MochiRMSNorm(dim_head, eps, True)
         self.norm_added_k = MochiRMSNorm(dim_head, eps, True)
 
-        self.to_q = nn.Linear(query_dim, self.inner_dim, bias=bias)
-        self.to_k = nn.Linear(query_dim, self.inner_dim, bias=bias)
-        self.to_v = nn.Linear(query_dim, self.inner_dim, bias=bias)
+        self.to_qkv = QKVParallelLinear(
+            hidden_size=query_dim,
+            head_size=dim_head,
+            total_num_heads=self.inner_dim // dim_head,
+            bias=bias,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.to_qkv",
+        )
+        rank_share(self.inner_dim, "inner_dim")
 
-        self.add_k_proj = nn.Linear(added_kv_proj_dim, self.inner_dim, bias=added_proj_bias)
-        self.add_v_proj = nn.Linear(added_kv_proj_dim, self.inner_dim, bias=added_proj_bias)
+        self.add_kv_proj = MergedColumnParallelLinear(
+            added_kv_proj_dim,
+            [self.inner_dim, self.inner_dim],
+            bias=added_proj_bias,
+            return_bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.add_kv_proj",
+        )
         if self.context_pre_only is not None:
-            self.add_q_proj = nn.Linear(added_kv_proj_dim, self.inner_dim, bias=added_proj_bias)
+            self.add_q_proj = ColumnParallelLinear(
+                added_kv_proj_dim,
+                self.inner_dim,
+                bias=added_proj_bias,
+                return_bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.add_q_proj",
+            )
 
         self.to_out = nn.ModuleList([])
-        self.to_out.append(nn.Linear(self.inner_dim, self.out_dim, bias=out_bias))
+        self.to_out.append(
+            RowParallelLinear(
+                self.inner_dim,
+                self.out_dim,
+                bias=out_bias,
+                return_bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.to_out.0",
+            )
+        )
         self.to_out.append(nn.Dropout(dropout))
 
         if not self.context_pre_only:
-            self.to_add_out = nn.Linear(self.inner_dim, self.out_context_dim, bias=out_bias)
+            self.to_add_out = RowParallelLinear(
+                self.inner_dim,
+                self.out_context_dim,
+                bias=out_bias,
+                return_bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.to_add_out",
+            )
         self.attn = SequenceParallelAttention(
-            num_heads=self.heads, head_size=dim_head, softmax_scale=1.0 / (dim_head**0.5), causal=False
+            num_heads=rank_share(self.heads, "heads"),
+            head_size=dim_head,
+            softmax_scale=1.0 / (dim_head**0.5),
+            causal=False,
         )
+        self.heads = rank_share(self.heads, "heads")
 
     def forward(
         self,
@@ -406,9 +503,7 @@ class MochiAttention(nn.Module):
         image_rotary_emb: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        query = self.to_q(hidden_states)
-        key = self.to_k(hidden_states)
-        value = self.to_v(hidden_states)
+        query, key, value = outputs_of(self.to_qkv, hidden_states)
 
         query = query.unflatten(2, (self.heads, -1))
         key = key.unflatten(2, (self.heads, -1))
@@ -420,8 +515,7 @@ class MochiAttention(nn.Module):
             key = self.norm_k(key)
 
         encoder_query = once(self.add_q_proj, encoder_hidden_states)
-        encoder_key = once(self.add_k_proj, encoder_hidden_states)
-        encoder_value = once(self.add_v_proj, encoder_hidden_states)
+        encoder_key, encoder_value = once(outputs_of, self.add_kv_proj, encoder_hidden_states)
 
         encoder_query = encoder_query.unflatten(2, (self.heads, -1))
         encoder_key = encoder_key.unflatten(2, (self.heads, -1))
@@ -492,6 +586,8 @@ class MochiAttention(nn.Module):
 
         if hasattr(self, "to_add_out"):
             encoder_hidden_states = self.to_add_out(encoder_hidden_states)
+        else:
+            encoder_hidden_states = tensor_model_parallel_all_gather(encoder_hidden_states)
 
         return hidden_states, encoder_hidden_states
 
@@ -765,6 +861,9 @@ class MochiTransformerBlock(nn.Module):
         activation_fn: str = "swiglu",
         context_pre_only: bool = False,
         eps: float = 1e-6,
+        *,
+        quant_config=None,
+        prefix="",
     ) -> None:
         super().__init__()
 
@@ -794,6 +893,8 @@ class MochiTransformerBlock(nn.Module):
             out_context_dim=pooled_projection_dim,
             context_pre_only=context_pre_only,
             eps=1e-5,
+            quant_config=quant_config,
+            prefix=f"{prefix}.attn1",
         )
 
         # TODO(aryan): norm_context layers are not needed when `context_pre_only` is True
@@ -803,14 +904,23 @@ class MochiTransformerBlock(nn.Module):
         self.norm3 = MochiModulatedRMSNorm(eps)
         self.norm3_context = MochiModulatedRMSNorm(eps=eps) if not self.context_pre_only else None
 
-        self.ff = FeedForward(dim, inner_dim=self.ff_inner_dim, activation_fn=activation_fn, bias=False)
+        self.ff = ParallelFeedForward(
+            dim,
+            inner_dim=self.ff_inner_dim,
+            activation_fn=activation_fn,
+            bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.ff",
+        )
         self.ff_context = None
         if not context_pre_only:
-            self.ff_context = FeedForward(
+            self.ff_context = ParallelFeedForward(
                 pooled_projection_dim,
                 inner_dim=self.ff_context_inner_dim,
                 activation_fn=activation_fn,
                 bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.ff_context",
             )
 
         self.norm4 = MochiModulatedRMSNorm(eps=eps)
@@ -956,6 +1066,18 @@ class MochiTransformer3DModel(nn.Module):
     _hsdp_shard_conditions = [
         lambda name, module: name.count(".") == 1 and name.split(".")[0] in ("transformer_blocks",)
     ]
+    packed_modules_mapping = {
+        "add_kv_proj": ["add_k_proj", "add_v_proj"],
+        "to_qkv": ["to_q", "to_k", "to_v"],
+    }
+    stacked_params_mapping = [
+        # (layer, projection, its part of the layer)
+        (".add_kv_proj.", ".add_k_proj.", 0),
+        (".add_kv_proj.", ".add_v_proj.", 1),
+        (".to_qkv.", ".to_q.", "q"),
+        (".to_qkv.", ".to_k.", "k"),
+        (".to_qkv.", ".to_v.", "v"),
+    ]
     _cache_dit_adapter_config = CacheDiTAdapterConfig(
         block_forward_patterns={"transformer_blocks": ForwardPattern.Pattern_0}
     )
@@ -977,6 +1099,9 @@ class MochiTransformer3DModel(nn.Module):
         od_config: OmniDiffusionConfig | None = None,
     ) -> None:
         super().__init__()
+        quant_config = getattr(od_config, "quantization_config", None)
+        if quant_config is not None:
+            quant_config.packed_modules_mapping = self.packed_modules_mapping
         self.config = FrozenDict(
             patch_size=patch_size,
             num_attention_heads=num_attention_heads,
@@ -1023,6 +1148,8 @@ class MochiTransformer3DModel(nn.Module):
                     qk_norm=qk_norm,
                     activation_fn=activation_fn,
                     context_pre_only=i == num_layers - 1,
+                    quant_config=quant_config,
+                    prefix=f"transformer_blocks.{i}",
                 )
                 for i in range(num_layers)
             ]
@@ -1085,7 +1212,7 @@ class MochiTransformer3DModel(nn.Module):
         hidden_states = hidden_states.unflatten(0, (batch_size, -1)).flatten(1, 2)
 
         image_rotary_emb = self.rope(
-            self.pos_frequencies,
+            rank_part(self.pos_frequencies, 1),
             num_frames,
             post_patch_height,
             post_patch_width,
@@ -1123,13 +1250,22 @@ class MochiTransformer3DModel(nn.Module):
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         tensors = dict(self.state_dict(keep_vars=True))
         loaded: set[str] = set()
-        for name, weight in weights:
+        merged: set[str] = set()  # tensors of layers that hold several projections
+        parts: set[str] = set()  # what they were loaded from
+        for source, weight in weights:
+            name, shard = source, ()
+            if name not in tensors:
+                found = [(name.replace(part, layer), (key,)) for layer, part, key in self.stacked_params_mapping]
+                name, shard = next((held for held in found if held[0] in tensors), (name, shard))
             if name not in tensors:
                 raise ValueError(f"{type(self).__name__} has no parameter or buffer {name!r}")
             tensor = tensors[name]
+            if shard:
+                merged.add(name)
+                parts.add(source)
             if isinstance(tensor, nn.Parameter):
                 weight_loader = getattr(tensor, "weight_loader", default_weight_loader)
-                weight_loader(tensor, weight)
+                weight_loader(tensor, weight, *shard)
             elif tensor.shape != weight.shape:
                 raise ValueError(f"{name}: the checkpoint has {tuple(weight.shape)}, the model {tuple(tensor.shape)}")
             else:  # a persistent buffer: tables made in float64 take the model's dtype, as in diffusers
@@ -1139,6 +1275,9 @@ class MochiTransformer3DModel(nn.Module):
         buffers = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
         filled = {id(tensors[name]) for name in loaded}
         missing = [name for name, tensor in buffers.items() if id(tensor) not in filled]
+        mapping = self.stacked_params_mapping
+        wanted = {name.replace(layer, part) for name in merged for layer, part, _ in mapping if layer in name}
+        missing += sorted(wanted - parts)
         if missing:
-            raise ValueError(f"the checkpoint lacks buffers of {type(self).__name__}: {', '.join(missing)}")
+            raise ValueError(f"the checkpoint lacks tensors of {type(self).__name__}: {', '.join(missing)}")
         return loaded

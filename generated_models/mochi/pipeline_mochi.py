@@ -17,10 +17,8 @@
 # Source: diffusers/pipelines/mochi/pipeline_mochi.py sha256 e71066fa03e8deaf1b4c7bc41cf64e782d8fdb3981f61327708213d375e4be77
 # Rules: cache-context, cfg-parallel, drop-arguments, lazy-logs, pipeline-constructor, pipeline-forward, pipeline-members, post-process-hook, register-to-config, replace-logger, step-execution
 # Tier: D
-# Features: sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT, results held over
-#   steps, regional compilation, layer-wise offload, HSDP, attention backends
-# Without: tensor parallelism (a trial failed: RuntimeError: Sizes of tensors must match except in dimension 2.
-#   Expected ...); merged projections (a trial failed: that of tensor parallelism)
+# Features: tensor parallelism, sequence parallelism, CFG parallelism, step execution, request batching, Cache-DiT,
+#   merged projections, results held over steps, regional compilation, layer-wise offload, HSDP, attention backends
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -193,9 +191,9 @@ class MochiPipeline(
             od_config,
             "MochiPipeline",
             {
-                "tensor_parallel_size": "refused: a trial failed: RuntimeError: Sizes of tensors must match except in dimension 2. Expected ...",
+                "tensor_parallel_size": "verified",
                 "sequence_parallel_size": "verified",
-                "merged_projections_size": "refused: a trial failed: that of tensor parallelism",
+                "merged_projections_size": "verified",
                 "cfg_parallel_size": "verified",
             },
         )

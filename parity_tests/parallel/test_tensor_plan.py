@@ -7,12 +7,14 @@ import textwrap
 from functools import cache
 from pathlib import Path
 
+import libcst as cst
 import pytest
 import torch
 
 from porter.facts.parallel.file import plan_file
 from porter.model_port import build_model, find_model, load_model, port_model, write_models
 from porter.parity import model_spec
+from porter.rules.model.head_parameters import head_axes, of_rank
 from porter.runtime.diffusion.data import TransformerConfig
 from porter.runtime.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from porter.runtime.model_executor.layers.linear import (
@@ -232,3 +234,26 @@ def test_what_is_split_is_named_in_the_features_of_a_file():
     _, ported = build_model(tree(), get_target("porter"), find_model(tree(), "FluxTransformer2DModel"))
     assert ported.features["tensor_parallel"].state == "derived"
     assert ported.features["sequence_parallel"].state == "derived"
+
+
+PER_HEAD = """
+class ExampleTransformer3DModel(nn.Module):
+    def __init__(self, num_attention_heads, size):
+        super().__init__()
+        self.frequencies = nn.Parameter(torch.full((3, num_attention_heads, size // 2), 0.0))
+        self.both = nn.Parameter(torch.zeros([num_attention_heads, num_attention_heads]))
+        self.table = nn.Parameter(torch.zeros(6, size))
+        self.count = num_attention_heads
+
+    def forward(self, positions):
+        return self.rope(self.frequencies, positions) + self.table, self.count
+"""
+
+
+def test_a_rank_takes_its_heads_of_what_a_model_has_for_each():
+    model = cst.ensure_type(cst.parse_statement(PER_HEAD.strip()), cst.ClassDef)
+    axes = head_axes(ast.parse(PER_HEAD).body[0])
+    assert axes == {"frequencies": 1}
+    text = cst.Module([of_rank(model, axes)]).code
+    assert "self.rope(rank_part(self.frequencies, 1), positions) + self.table, self.count" in text
+    assert text.count("rank_part") == 1

@@ -54,6 +54,13 @@ def rank_table(table):
     return table.narrow(axis, get_tensor_model_parallel_rank() * width, width)
 '''
 
+PART = '''
+def rank_part(parameter: torch.Tensor, axis: int) -> torch.Tensor:
+    """This rank's heads of a parameter that has those of all ranks along ``axis``."""
+    heads = rank_share(parameter.shape[axis], "number of heads")
+    return parameter.narrow(axis, get_tensor_model_parallel_rank() * heads, heads)
+'''
+
 MASK = '''
 def rank_heads(mask: torch.Tensor, batch_size: int, heads: int) -> torch.Tensor:
     """This rank's heads of a mask (batch * heads of all ranks, ...); one that is made for its own stays as it is."""
@@ -127,6 +134,7 @@ HELPERS: dict[str, tuple[str, dict[str, tuple[str, str | None]]]] = {
         | {"nn": ("torch", "nn"), "torch": ("torch", None)},
     ),
     "rank_table": (TABLE, {RANK: (DISTRIBUTED, RANK), "torch": ("torch", None)}),
+    "rank_part": (PART, {RANK: (DISTRIBUTED, RANK), "torch": ("torch", None)}),
     "rank_heads": (
         MASK,
         {WORLD: (DISTRIBUTED, WORLD), RANK: (DISTRIBUTED, RANK), "torch": ("torch", None)},
@@ -151,7 +159,7 @@ HELPERS: dict[str, tuple[str, dict[str, tuple[str, str | None]]]] = {
         },
     ),
 }
-NEEDS = {"rank_table": ("rank_share",), "ParallelFeedForward": ("rank_share",)}
+NEEDS = {"rank_table": ("rank_share",), "rank_part": ("rank_share",), "ParallelFeedForward": ("rank_share",)}
 PARALLEL_STATE = "vllm_omni.diffusion.distributed.parallel_state"
 SP_PLAN = "vllm_omni.diffusion.distributed.sp_plan"
 SP_WORLD, SP_RANK = "get_sequence_parallel_world_size", "get_sequence_parallel_rank"

@@ -9,12 +9,13 @@ from typing import Any
 import libcst as cst
 
 from porter.facts.attention import KV_HEADS
-from porter.facts.parallel.file import plan_file
+from porter.facts.parallel.file import blocks_of, plan_file
 from porter.facts.parallel.flow import Edit, Plan
 from porter.facts.parallel.module import LINEAR, ModuleFacts, out_features, self_attribute
 from porter.facts.parallel.sizes import width_attributes
 from porter.rules.engine import SAME, Rule, code, definitions, make_call, method, statements, visit, with_method
 from porter.rules.fold import dotted
+from porter.rules.model.head_parameters import PART, head_axes, of_rank
 from porter.rules.model.parallel_edits import edited
 from porter.rules.model.parallel_helpers import HELPERS, NEEDS
 from porter.rules.model.parallel_helpers import LINEAR as LAYERS
@@ -166,6 +167,8 @@ class TensorParallel(Rule):
             result.plan[name] = _plain(plan)
         for name, edits in _edits(plans).items():
             self._function(result, places, name, edits)
+        if any(plan.attended for plan in plans.values()):
+            self._head_parameters(result, blocks_of(list(trees.values())))
         if is_used and feed_forward is not None:
             self._feed_forwards(result, feed_forward)
         return result
@@ -238,6 +241,17 @@ class TensorParallel(Rule):
                 result.imports[need] = ("vllm.distributed", need)
         result.nodes[place] = with_method(node, new, member) if owner else new
         result.changed.append(place)
+
+    def _head_parameters(self, result: SplitFile, inside: set[str]) -> None:
+        """What the model itself, outside of its blocks, has for each head, a rank takes for its own."""
+        models = ((p, n) for p, n in result.trees.items() if isinstance(n, ast.ClassDef) and n.name not in inside)
+        for place, tree in models:
+            axes = head_axes(tree)
+            if axes:
+                result.nodes[place] = of_rank(result.nodes[place], axes)
+                result.changed.append(place)
+                result.plan[tree.name] = {"heads": axes}
+                self.help(result, PART)
 
     def _feed_forwards(self, result: SplitFile, name: str) -> None:
         """Build diffusers' feed-forwards split; the class itself is as it was."""
