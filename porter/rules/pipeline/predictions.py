@@ -83,7 +83,7 @@ class Prediction:
     @property
     def has_parts(self) -> bool:
         """Whether the variable holds all that the model returns: a tuple, of however many tensors."""
-        return self.result == "MODEL" and self.variable is not None
+        return self.result == "MODEL" and self.variable is not None and not self.then
 
     def out_of(self, parameter: str) -> str:
         """The prediction as an expression, where ``parameter`` is what ``combine_cfg_noise`` is handed of it."""
