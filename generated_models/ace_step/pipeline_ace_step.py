@@ -1198,7 +1198,7 @@ class AceStepPipeline(
         # APG momentum is stateful across steps, so instantiate once before the loop.
         momentum_buffer = MomentumBuffer(momentum=-0.75) if do_cfg else None
         state.latents = xt
-        state.timesteps = self.scheduler.timesteps
+        state.timesteps = list(self.scheduler.timesteps)
         state.extra.update(
             guidance_scale=guidance_scale,
             output_type=output_type,

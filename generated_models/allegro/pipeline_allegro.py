@@ -881,7 +881,7 @@ class AllegroPipeline(
         )
         self._num_timesteps = len(timesteps)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             guidance_scale=guidance_scale,
             num_frames=num_frames,

@@ -619,7 +619,7 @@ class AuraFlowPipeline(
         self.scheduler.set_begin_index(0)
         self._num_timesteps = len(timesteps)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             guidance_scale=guidance_scale,
             prompt_embeds=prompt_embeds,

@@ -690,7 +690,7 @@ class BriaFiboPipeline(
         if len(text_ids.shape) == 3:
             text_ids = text_ids[0]
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             height=height,
             width=width,

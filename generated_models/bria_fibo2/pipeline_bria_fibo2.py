@@ -1034,7 +1034,7 @@ class BriaFibo2Pipeline(
         )
         self._num_timesteps = len(timesteps)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             prompt_embeds=prompt_embeds,
             prompt_embeds_mask=prompt_embeds_mask,

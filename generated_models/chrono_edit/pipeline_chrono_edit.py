@@ -700,7 +700,7 @@ class ChronoEditPipeline(
         )
         self._num_timesteps = len(timesteps)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             guidance_scale=guidance_scale,
             prompt_embeds=prompt_embeds,

@@ -646,7 +646,7 @@ class CogView4Pipeline(
         # Denoising loop
         transformer_dtype = self.transformer.dtype
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             generator=generator,
             prompt_embeds=prompt_embeds,

@@ -214,7 +214,7 @@ class DiTPipeline(
         # set step values
         self.scheduler.set_timesteps(num_inference_steps)
         state.latents = latent_model_input
-        state.timesteps = self.scheduler.timesteps
+        state.timesteps = list(self.scheduler.timesteps)
         state.extra.update(
             guidance_scale=guidance_scale,
             output_type=output_type,

@@ -675,7 +675,7 @@ class EasyAnimatePipeline(
         prompt_attention_mask = prompt_attention_mask.to(device=device)
         self._num_timesteps = len(timesteps)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             guidance_scale=guidance_scale,
             prompt_embeds=prompt_embeds,

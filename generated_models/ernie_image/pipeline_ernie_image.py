@@ -377,7 +377,7 @@ class ErnieImagePipeline(
             text_hiddens=cfg_text_hiddens, device=device, dtype=dtype, text_in_dim=self.transformer.config.text_in_dim
         )
         state.latents = latents
-        state.timesteps = self.scheduler.timesteps
+        state.timesteps = list(self.scheduler.timesteps)
         state.extra.update(
             guidance_scale=guidance_scale,
             output_type=output_type,

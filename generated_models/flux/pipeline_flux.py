@@ -865,7 +865,7 @@ class FluxPipeline(
         # Check out more details here: https://github.com/huggingface/diffusers/pull/11696
         self.scheduler.set_begin_index(0)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             true_cfg_scale=true_cfg_scale,
             height=height,

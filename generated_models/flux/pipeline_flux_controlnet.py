@@ -1062,7 +1062,7 @@ class FluxControlNetPipeline(
         image_embeds = None
         negative_image_embeds = None
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             true_cfg_scale=true_cfg_scale,
             height=height,

@@ -1036,7 +1036,7 @@ class Flux2Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, Dif
         # Check out more details here: https://github.com/huggingface/diffusers/pull/11696
         self.scheduler.set_begin_index(0)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             prompt_embeds=prompt_embeds,
             output_type=output_type,

@@ -1020,7 +1020,7 @@ class GlmImagePipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, 
         prior_token_drop_cond = torch.full_like(prior_token_ids, False, dtype=torch.bool)
         prior_token_drop_uncond = torch.full_like(prior_token_ids, True, dtype=torch.bool)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             generator=generator,
             prompt_embeds=prompt_embeds,

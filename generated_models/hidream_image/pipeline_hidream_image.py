@@ -943,7 +943,7 @@ class HiDreamImagePipeline(
             )
         self._num_timesteps = len(timesteps)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             prompt_embeds_t5=prompt_embeds_t5,
             prompt_embeds_llama3=prompt_embeds_llama3,

@@ -859,7 +859,7 @@ class HunyuanDiTPipeline(
         style = style.to(device=device).repeat(batch_size * num_images_per_prompt)
         self._num_timesteps = len(timesteps)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             guidance_scale=guidance_scale,
             prompt_embeds=prompt_embeds,

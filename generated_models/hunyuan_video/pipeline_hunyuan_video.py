@@ -688,7 +688,7 @@ class HunyuanVideoPipeline(
         self.scheduler.set_begin_index(0)
         self._num_timesteps = len(timesteps)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             true_cfg_scale=true_cfg_scale,
             prompt_embeds=prompt_embeds,

@@ -726,7 +726,7 @@ class Ideogram4Pipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery,
         # 8. Denoising loop. The scheduler stores `num_train_timesteps`-scaled timesteps; convert back to model time.
         num_train_timesteps = self.scheduler.config.num_train_timesteps
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             guidance_schedule=guidance_schedule,
             num_images_per_prompt=num_images_per_prompt,

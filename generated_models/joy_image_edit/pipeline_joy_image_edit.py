@@ -824,7 +824,7 @@ class JoyImageEditPipeline(
             latents = noise_latents
         self._num_timesteps = len(timesteps)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             num_images_per_prompt=num_images_per_prompt,
             prompt_embeds=prompt_embeds,

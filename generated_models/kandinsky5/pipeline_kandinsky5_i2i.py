@@ -781,7 +781,7 @@ class Kandinsky5I2IPipeline(
         prompt_embeds_clip = prompt_embeds_clip.to(dtype)
         prompt_embeds_qwen = prompt_embeds_qwen.to(dtype)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             height=height,
             width=width,

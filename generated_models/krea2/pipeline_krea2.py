@@ -673,7 +673,7 @@ class Krea2Pipeline(
         # 6. Denoising loop
         self.scheduler.set_begin_index(0)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             height=height,
             width=width,

@@ -341,7 +341,7 @@ class LongCatAudioDiTPipeline(
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             output_type=output_type,
             batch_size=batch_size,

@@ -666,7 +666,7 @@ class LongCatImagePipeline(
         if self.joint_attention_kwargs is None:
             self._joint_attention_kwargs = {}
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             height=height,
             width=width,

@@ -763,7 +763,7 @@ class LTXPipeline(
             self.vae_spatial_compression_ratio,
         )
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             generator=generator,
             prompt_embeds=prompt_embeds,

@@ -1456,7 +1456,7 @@ class LTX2Pipeline(
             video_coords = video_coords.repeat((2,) + (1,) * (video_coords.ndim - 1))  # Repeat twice in batch dim
             audio_coords = audio_coords.repeat((2,) + (1,) * (audio_coords.ndim - 1))
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             spatio_temporal_guidance_blocks=spatio_temporal_guidance_blocks,
             generator=generator,

@@ -678,7 +678,7 @@ class Lumina2Pipeline(
         # Check out more details here: https://github.com/huggingface/diffusers/pull/11696
         self.scheduler.set_begin_index(0)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,

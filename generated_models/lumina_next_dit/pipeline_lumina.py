@@ -821,7 +821,7 @@ class LuminaPipeline(
 
         self._num_timesteps = len(timesteps)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             guidance_scale=guidance_scale,
             prompt_embeds=prompt_embeds,

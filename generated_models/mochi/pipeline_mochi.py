@@ -659,7 +659,7 @@ class MochiPipeline(
         # Check out more details here: https://github.com/huggingface/diffusers/pull/11696
         self.scheduler.set_begin_index(0)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             prompt_embeds=prompt_embeds,
             prompt_attention_mask=prompt_attention_mask,

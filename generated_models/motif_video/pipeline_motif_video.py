@@ -693,7 +693,7 @@ class MotifVideoPipeline(
         )
         self._num_timesteps = len(timesteps)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             num_inference_steps=num_inference_steps,
             prompt_embeds=prompt_embeds,

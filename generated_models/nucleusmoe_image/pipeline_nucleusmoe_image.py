@@ -599,7 +599,7 @@ class NucleusMoEImagePipeline(
 
         self.scheduler.set_begin_index(0)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             guidance_scale=guidance_scale,
             height=height,

@@ -459,7 +459,7 @@ class OmniGenPipeline(nn.Module, ProgressBarMixin, SupportsComponentDiscovery, D
             latents,
         )
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             guidance_scale=guidance_scale,
             img_guidance_scale=img_guidance_scale,

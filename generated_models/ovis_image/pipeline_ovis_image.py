@@ -670,7 +670,7 @@ class OvisImagePipeline(
         # Check out more details here: https://github.com/huggingface/diffusers/pull/11696
         self.scheduler.set_begin_index(0)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             guidance_scale=guidance_scale,
             height=height,

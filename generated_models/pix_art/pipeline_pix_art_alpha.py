@@ -951,7 +951,7 @@ class PixArtAlphaPipeline(
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,

@@ -796,7 +796,7 @@ class PRXPipeline(
             ca_embed = text_embeddings
             ca_mask = cross_attn_mask
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             guidance_scale=guidance_scale,
             output_type=output_type,

@@ -794,7 +794,7 @@ class QwenImageEditPipeline(
         # 6. Denoising loop
         self.scheduler.set_begin_index(0)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             true_cfg_scale=true_cfg_scale,
             height=height,

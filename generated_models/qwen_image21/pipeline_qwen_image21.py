@@ -2392,7 +2392,7 @@ class QwenImage21Pipeline(
         # 5. Denoising loop
         self.scheduler.set_begin_index(0)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             true_cfg_scale=true_cfg_scale,
             height=height,

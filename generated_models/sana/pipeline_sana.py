@@ -915,7 +915,7 @@ class SanaPipeline(
         transformer_dtype = self.transformer.dtype
         prompt_embeds = prompt_embeds.to(dtype=transformer_dtype)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             guidance_scale=guidance_scale,
             prompt_embeds=prompt_embeds,

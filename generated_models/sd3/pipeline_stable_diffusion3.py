@@ -985,7 +985,7 @@ class StableDiffusion3Pipeline(
         )
         self._num_timesteps = len(timesteps)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             num_inference_steps=num_inference_steps,
             prompt_embeds=prompt_embeds,

@@ -579,7 +579,7 @@ class SkyReelsV2Pipeline(
         )
         self._num_timesteps = len(timesteps)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             guidance_scale=guidance_scale,
             prompt_embeds=prompt_embeds,

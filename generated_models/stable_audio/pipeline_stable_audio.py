@@ -700,7 +700,7 @@ class StableAudioPipeline(
             repeat_interleave_real=False,
         )
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             guidance_scale=guidance_scale,
             output_type=output_type,

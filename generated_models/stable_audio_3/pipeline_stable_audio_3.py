@@ -588,7 +588,7 @@ class StableAudio3Pipeline(
         timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, sigmas=sigmas, device=device)
         self._num_timesteps = len(timesteps)
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             generator=generator,
             prompt_embeds=prompt_embeds,

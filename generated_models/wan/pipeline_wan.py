@@ -651,7 +651,7 @@ class WanPipeline(
         else:
             boundary_timestep = None
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             guidance_scale=guidance_scale,
             guidance_scale_2=guidance_scale_2,

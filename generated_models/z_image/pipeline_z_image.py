@@ -536,7 +536,7 @@ class ZImagePipeline(
         else:
             _precomputed_t_norms = None
         state.latents = latents
-        state.timesteps = timesteps
+        state.timesteps = list(timesteps)
         state.extra.update(
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,

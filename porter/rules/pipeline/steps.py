@@ -124,7 +124,7 @@ class StepExecution(Rule):
                     latents = self.prepare_latents(embeds)
                     timesteps = self.scheduler.timesteps
                     state.latents = latents
-                    state.timesteps = timesteps
+                    state.timesteps = list(timesteps)
                     state.extra.update(guidance_scale=guidance_scale, embeds=embeds, ids=ids)
                     return state
 
@@ -208,7 +208,7 @@ class StepExecution(Rule):
                     audio_scheduler = copy.deepcopy(self.scheduler)
                     embeds = embeds.to(dtype)
                     state.latents = latents
-                    state.timesteps = timesteps
+                    state.timesteps = list(timesteps)
                     state.extra.update(
                         embeds=embeds, audio_latents=audio_latents, audio_scheduler=audio_scheduler
                     )
@@ -458,7 +458,9 @@ class Split:
     def _timesteps(self) -> str:
         if self.loop.element is None:
             return f"state.timesteps = torch.arange({self.schedule})"
-        return f"state.timesteps = {self.schedule}"
+        if any(self.schedule in names for names in self.loads.values()):
+            return f"state.timesteps = {self.schedule}"
+        return f"state.timesteps = list({self.schedule})"  # to take one out of a tensor costs more than out of a list
 
 
 def _function(text: str) -> cst.FunctionDef:
