@@ -33,8 +33,8 @@ def take_apart(denoise: list[Any], step: list[Any], given: frozenset[str]) -> tu
         if len(places) != len(read) or not {0} < set(places):
             continue
         if not any(rest in names_in(item) for item in (*denoise, *step)):
-            parts = _Parts(name, rest)
-            return [*denoise, *statements(f"{name}, *{rest} = {name}")], [visit(item, parts) for item in step]
+            taken = statements(f"{name}, {rest} = {name}[0], {name}[1:]")
+            return [*denoise, *taken], [visit(item, _Parts(name, rest)) for item in step]
     return denoise, step
 
 

@@ -222,7 +222,7 @@ class StepExecution(Rule):
                     embeds = state.extra["embeds"]
                     t = state.timesteps[state.step_index]
                     noise_pred = self.transformer(latents, audio_latents, t, embeds, return_dict=False)
-                    noise_pred, *noise_pred_rest = noise_pred
+                    noise_pred, noise_pred_rest = noise_pred[0], noise_pred[1:]
                     state.extra.update(noise_pred_rest=noise_pred_rest)
                     return noise_pred
 
