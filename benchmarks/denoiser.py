@@ -140,10 +140,13 @@ def measure(case: Case, runs: int, compiled: str | None, models_dir: str | None)
                         found = one(calls[side], clocks[side], recipe, case.steps)
                     for name, value in found.items() if run >= 0 else ():
                         seconds[side].setdefault(name, []).append(value)
-            counted = {side: Operations() for side in calls}
-            for side in calls if not compiled else ():
-                with counted[side].of(denoisers(pipelines[side])):
-                    calls[side]({**recipe, "num_inference_steps": STEADY})
+            told: dict[str, Any] = {"compiling": {side: vars(found) for side, found in compiling.items()}}
+            if not compiled:
+                counted = {side: Operations() for side in calls}
+                for side, operations in counted.items():
+                    with operations.of(denoisers(pipelines[side])):
+                        calls[side]({**recipe, "num_inference_steps": STEADY})
+                told = {"operations": compared(**counted)}
     quantities = {}
     for name in seconds["port"]:
         its, mine = seconds["diffusers"][name], seconds["port"][name]
@@ -153,11 +156,6 @@ def measure(case: Case, runs: int, compiled: str | None, models_dir: str | None)
             # Of neighbours in time, so that what the machine does besides meets both.
             "ratio": statistics.median(b / a for a, b in zip(its, mine, strict=True)),
         }
-    told = (
-        {"compiling": {side: vars(found) for side, found in compiling.items()}}
-        if compiled
-        else {"operations": compared(**counted)}
-    )
     return {"pipeline": case.pipeline, "steps": case.steps, "runs": runs, "quantities": quantities, **told}
 
 

@@ -93,15 +93,16 @@ def state(owner: str, name: str, feature: Feature, kind: str = "models") -> str:
     feature = proven(owner, name, feature, kind)
     if feature.state != DERIVED:
         return feature.told
-    proof = _evidence(kind).get(owner, {}).get(name, {})
-    return VERIFIED if proof.get("passed") and proof.get("fingerprint") == feature.fingerprint else DERIVED
+    return VERIFIED if _proof(owner, name, feature, kind).get("passed") else DERIVED
 
 
 def proven(owner: str, name: str, feature: Feature, kind: str = "models") -> Feature:
     """The feature; refused, if its plan was tried and failed, and not applicable, if there was nothing to do."""
-    if feature.state == DERIVED and (_proof(owner, name, feature, kind) or {}).get("error") == IDLE:
+    if feature.state != DERIVED:
+        return feature
+    if _trial(owner, name, feature, kind).get("error") == IDLE:
         return Feature(NOT_APPLICABLE, "a trial had nothing to hold", feature.fingerprint, feature.without)
-    reason = disproof(owner, name, feature, kind) if feature.state == DERIVED else ""
+    reason = disproof(owner, name, feature, kind)
     told = f"{FAILED}{textwrap.shorten(reason, 80, placeholder=' ...')}"
     return Feature(REFUSED, told, feature.fingerprint, feature.without) if reason else feature
 
@@ -112,17 +113,22 @@ def disproof(owner: str, name: str, feature: Feature, kind: str = "models") -> s
     A ValueError is how a model refuses what it is asked for: its tiny configuration cannot be divided, say, or it does
     not stand alone. That says nothing about the plan.
     """
-    proof = _proof(owner, name, feature, kind)
-    if proof is None or proof.get("passed"):
+    proof = _trial(owner, name, feature, kind)
+    if not proof or proof.get("passed"):
         return ""
     error = str(proof.get("error") or "it gave other results").rstrip(".")
     return "" if error.startswith(NOT_TRIED) else error
 
 
-def _proof(owner: str, name: str, feature: Feature, kind: str) -> dict[str, Any] | None:
-    """What a trial of this very plan noted, if there was one and trials are asked."""
-    proof = None if kind in _untried.get() else _evidence(kind).get(owner, {}).get(name)
-    return proof if proof is not None and proof.get("fingerprint") == feature.fingerprint else None
+def _proof(owner: str, name: str, feature: Feature, kind: str) -> dict[str, Any]:
+    """What a trial of this very plan noted; nothing if there was none."""
+    proof: dict[str, Any] = _evidence(kind).get(owner, {}).get(name, {})
+    return proof if proof.get("fingerprint") == feature.fingerprint else {}
+
+
+def _trial(owner: str, name: str, feature: Feature, kind: str) -> dict[str, Any]:
+    """As :func:`_proof`; nothing for whoever tries again."""
+    return {} if kind in _untried.get() else _proof(owner, name, feature, kind)
 
 
 def tier(features: dict[str, str]) -> str:

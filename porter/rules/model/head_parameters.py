@@ -6,7 +6,7 @@ import ast
 
 import libcst as cst
 
-from porter.facts.attention import HEADS
+from porter.facts.attention import HEADS, method
 from porter.rules.engine import make_call
 from porter.rules.fold import dotted
 from porter.rules.trees import visit
@@ -21,7 +21,7 @@ def head_axes(model: ast.ClassDef) -> dict[str, int]:
     ``self.frequencies = nn.Parameter(torch.zeros((3, num_attention_heads, size)))``, by what the constructor calls the
     number of heads.
     """
-    init = next((n for n in model.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    init = method(model, "__init__")
     counts = {a.arg for a in (*init.args.args, *init.args.kwonlyargs)} & set(HEADS) if init is not None else set()
     found: dict[str, int] = {}
     for node in walk(init) if counts and init is not None else ():

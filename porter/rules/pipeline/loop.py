@@ -8,7 +8,7 @@ from typing import Any
 
 import libcst as cst
 
-from porter.rules.engine import arguments, code, names_bound, names_in, names_read, nodes, to_ast, visit
+from porter.rules.engine import arguments, bare, code, names_bound, names_in, names_read, nodes, to_ast, visit
 from porter.rules.fold import dotted, only
 from porter.rules.pipeline.parts import take_apart
 
@@ -147,7 +147,7 @@ def _is_progress(item: Any) -> bool:
     """A statement that only moves the progress bar, under whatever condition."""
     if isinstance(item, cst.If):
         return item.orelse is None and all(_is_progress(inner) for inner in item.body.body)
-    text = code(item.with_changes(leading_lines=[])) if isinstance(item, cst.SimpleStatementLine) else ""
+    text = bare(item) if isinstance(item, cst.SimpleStatementLine) else ""
     return text.startswith(("progress_bar.", "xm.mark_step("))
 
 

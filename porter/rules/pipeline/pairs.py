@@ -11,7 +11,18 @@ from typing import Any
 import libcst as cst
 
 from porter.facts.flow import flow, reads
-from porter.rules.engine import code, names_bound, names_in, names_read, nodes, parameters, statements, to_ast, visit
+from porter.rules.engine import (
+    bare,
+    code,
+    names_bound,
+    names_in,
+    names_read,
+    nodes,
+    parameters,
+    statements,
+    to_ast,
+    visit,
+)
 from porter.rules.fold import dotted
 from porter.rules.pipeline.predictions import Prediction, find_prediction
 from porter.source.walk import walk
@@ -87,7 +98,7 @@ class Pair:
         if names_bound(end) != {first} or first not in names_read(end) or not _binds_names(end):
             return None
         # A slice of the first tokens is the engine's to take.
-        if _text(visit(end, _Replace(first, second))) != _text(self.after[0]) or _sliced(end, first) is not None:
+        if bare(visit(end, _Replace(first, second))) != bare(self.after[0]) or _sliced(end, first) is not None:
             return None
         wanted = (set(names_read(end)) - {first}) & local
         keywords = {arg.keyword.value for call in calls for arg in call.args if arg.keyword is not None}
@@ -176,7 +187,7 @@ def _result(pair: Pair) -> str | None:
         return pair.positive.variable
     if not isinstance(other, cst.Else) or len(other.body.body) != 1:
         return None
-    found = re.fullmatch(r"(\w+) = (\w+)", code(other.body.body[0].with_changes(leading_lines=[])))
+    found = re.fullmatch(r"(\w+) = (\w+)", bare(other.body.body[0]))
     return found[1] if found and found[2] == pair.positive.variable else None
 
 
@@ -225,10 +236,6 @@ class _Replace(cst.CSTTransformer):
 def local_names(function: cst.FunctionDef) -> set[str]:
     """Parameters of a function, and what it binds."""
     return _bound(list(function.body.body)) | {parameter.name.value for parameter in parameters(function)}
-
-
-def _text(item: Any) -> str:
-    return code(item.with_changes(leading_lines=[])) if isinstance(item, cst.SimpleStatementLine) else code(item)
 
 
 def _binds_names(item: Any) -> bool:
